@@ -1,0 +1,1 @@
+"""Token shards and the streams read from them: the file format, what each rank reads, and how text becomes shards."""

@@ -1,0 +1,1 @@
+"""The LightningModule that wraps the network of ``components`` for training and scoring."""
