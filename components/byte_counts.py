@@ -1,0 +1,59 @@
+"""How many bytes of text each token stands for: the denominator of bits per byte.
+
+Mean loss does not compare across vocabularies, because larger pieces are harder to guess; bits per byte of text does.
+"""
+
+from dataclasses import dataclass
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+SPACE_MARK = "\u2581"
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """Bytes by token id; made by `token_byte_table`. All three tensors have shape [vocab_size]."""
+
+    piece_bytes: Tensor
+    """int64: UTF-8 bytes of the piece without its leading space."""
+    starts_with_space: Tensor
+    """int64: 1 where the piece has a leading space, else 0."""
+    keeps_space_after: Tensor
+    """int64: 1 where a leading space of the next piece is text, 0 after control, unknown and unused tokens."""
+
+    def target_bytes(self, ids: Tensor) -> Tensor:
+        """Bytes of each target given the token before it.
+
+        Args:
+            ids: int64 tensor of shape [N] on the table's device, consecutive ids of a stream.
+
+        Returns:
+            int64 tensor of shape [N - 1]: entry i is the number of bytes of `ids[i + 1]` after `ids[i]`.
+        """
+        previous_ids, target_ids = ids[:-1], ids[1:]
+        spaces = self.starts_with_space[target_ids] * self.keeps_space_after[previous_ids]
+        return self.piece_bytes[target_ids] + spaces
+
+
+def token_byte_table(tokenizer: sentencepiece.SentencePieceProcessor) -> ByteTable:
+    """Build the byte table of a tokenizer.
+
+    A piece counts its UTF-8 bytes, its leading U+2581 one byte where it stands for a space of the text; a byte-fallback
+    piece counts 1, a control, unknown or unused token 0.
+    """
+    vocab_size = len(tokenizer)
+    piece_bytes, starts_with_space, keeps_space_after = (torch.zeros(vocab_size, dtype=torch.int64) for _ in range(3))
+    for token_id in range(vocab_size):
+        if tokenizer.IsControl(token_id) or tokenizer.IsUnknown(token_id) or tokenizer.IsUnused(token_id):
+            continue
+        keeps_space_after[token_id] = 1
+        if tokenizer.IsByte(token_id):
+            piece_bytes[token_id] = 1
+            continue
+        piece = tokenizer.IdToPiece(token_id)
+        starts_with_space[token_id] = int(piece.startswith(SPACE_MARK))
+        # A mark further in (a tokenizer with whitespace pieces) is decoded as one space too.
+        piece_bytes[token_id] = len(piece.removeprefix(SPACE_MARK).replace(SPACE_MARK, " ").encode())
+    return ByteTable(piece_bytes, starts_with_space, keeps_space_after)
