@@ -1,0 +1,316 @@
+"""The network: a U-Net-skipped GPT with BigramHash, SmearGate, grouped-query attention and a squared-ReLU MLP.
+
+Shape suffixes: B sequences, T positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.errors import UserError
+from components.quantisation import Storage, fake_quantise, storage_of
+
+BOS_ID = 1  # the published tokenizer's begin-of-document piece
+RMS_EPS = torch.finfo(torch.float32).eps  # named, because torch's default follows the input's dtype on some versions
+MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialisation
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """What the weights alone do not say of the network; stored in every exported artifact.
+
+    Args:
+        vocab_size: Pieces in the tokenizer's vocabulary.
+        num_layers: Transformer blocks; the first half feeds skips to the second.
+        model_dim: Width of the residual stream, in channels.
+        num_heads: Query heads a block; each is model_dim / num_heads wide.
+        num_kv_heads: Key and value heads a block (grouped-query attention).
+        mlp_mult: MLP hidden width over model_dim.
+        tie_embeddings: Whether the output head is the token table.
+        tied_embed_init_std: Standard deviation of the token table's initial values when tied.
+        logit_softcap: Bound c of the logits, c * tanh(z / c).
+        rope_base: Base of the rotary position frequencies.
+        qk_gain_init: Initial gain of each query head.
+        bigram_vocab_size: Rows of the bigram hash table; 0 for no bigram embedding.
+        bigram_dim: Width of the bigram hash table, in channels.
+        output_proj_init: Initial attention and MLP output projections: "zero" as the public run measured, or
+            "scaled", orthogonal over sqrt(2 * num_layers).
+        smear_across_documents: Whether SmearGate mixes a document's first token with the document before it, as the
+            public run did; the challenge's later rulings ask for false.
+    """
+
+    vocab_size: int = 1024
+    num_layers: int = 10
+    model_dim: int = 512
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    mlp_mult: float = 3.0
+    tie_embeddings: bool = True
+    tied_embed_init_std: float = 0.005
+    logit_softcap: float = 30.0
+    rope_base: float = 10000.0
+    qk_gain_init: float = 1.5
+    bigram_vocab_size: int = 4096
+    bigram_dim: int = 128
+    output_proj_init: Literal["zero", "scaled"] = "zero"
+    smear_across_documents: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            UserError: A size is not positive, or heads do not divide the width.
+        """
+        for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}; set it to at least 1.")
+        for name in ("mlp_mult", "tied_embed_init_std", "logit_softcap", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"model.{name} is {getattr(self, name)}; set it above 0.")
+        if self.model_dim % (2 * self.num_heads):
+            raise UserError(
+                f"model.model_dim {self.model_dim} over model.num_heads {self.num_heads} is no even head width; "
+                "choose a width that is a multiple of twice the heads."
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}; "
+                "choose one that does."
+            )
+        if self.bigram_vocab_size and (self.bigram_vocab_size < 2 or self.bigram_dim < 1):
+            raise UserError(
+                f"model.bigram_vocab_size {self.bigram_vocab_size} with model.bigram_dim {self.bigram_dim} is no "
+                "table; use at least 2 rows of 1 channel, or model.bigram_vocab_size 0 for none."
+            )
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Scale the last dimension to unit root mean square, in the input's dtype."""
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias, its float32 weight cast to the input's dtype and fake-quantised on demand."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.fake_storage = Storage.FLOAT16  # as what forward passes see the weight; FLOAT16 is the weight itself
+
+    def reset_parameters(self) -> None:
+        """Orthogonal with gain 1, or torch's default for a matrix with a side under 64."""
+        if min(self.weight.shape) >= MIN_ORTHOGONAL:
+            nn.init.orthogonal_(self.weight)
+        else:
+            super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        weight = fake_quantise(self.weight, self.fake_storage)
+        return F.linear(x, weight.to(x.dtype))
+
+
+class BigramHash(nn.Module):
+    """An embedding of each token's hashed pair with the token before it."""
+
+    def __init__(self, num_buckets: int, dim: int, model_dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.num_buckets = num_buckets
+        self.embed = nn.Embedding(num_buckets, dim)
+        self.proj = Linear(dim, model_dim)
+        self.scale = nn.Parameter(torch.tensor(0.05))
+        # The table starts at zero, so the projection must not, at any width: with both at zero neither has a gradient.
+        nn.init.zeros_(self.embed.weight)
+        nn.init.orthogonal_(self.proj.weight, gain=1 / math.sqrt(2 * num_layers))
+
+    def buckets(self, ids_BT: Tensor) -> Tensor:
+        """Hash bucket of every position, int32 [B, T]; a sequence's first position has the last bucket to itself."""
+        ids = ids_BT.to(torch.int32)
+        pairs = torch.bitwise_xor(36313 * ids[:, 1:], 27191 * ids[:, :-1]) % (self.num_buckets - 1)
+        return F.pad(pairs, (1, 0), value=self.num_buckets - 1)
+
+    def forward(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embedding [B, T, C] of the pairs, in ``dtype``."""
+        h = self.proj(self.embed(self.buckets(ids_BT)).to(dtype))
+        return h * self.scale.to(dtype)
+
+
+class SmearGate(nn.Module):
+    """Mix every position with the one before it, by a learned share per channel."""
+
+    def __init__(self, model_dim: int, across_documents: bool) -> None:
+        super().__init__()
+        self.across_documents = across_documents
+        self.gate = nn.Parameter(torch.zeros(model_dim))
+
+    def forward(self, x_BTC: Tensor, ids_BT: Tensor) -> Tensor:
+        """``(1 - g) x_t + g x_{t-1}``, nothing standing before position 0 (nor before a document, if so asked)."""
+        gate = torch.sigmoid(self.gate).to(x_BTC.dtype)
+        previous = F.pad(x_BTC[:, :-1], (0, 0, 1, 0))
+        if self.across_documents:
+            return (1 - gate) * x_BTC + gate * previous
+        gate = gate * (ids_BT != BOS_ID).unsqueeze(-1)
+        return (1 - gate) * x_BTC + gate * previous
+
+
+def rotary_tables(num_positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, D / 2] of the rotary embedding (Su et al., arXiv 2104.09864), float32."""
+    frequencies = base ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(num_positions, device=device, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotate the first half a of each head against the second half b: ``[a cos + b sin, -a sin + b cos]``."""
+    a, b = x_BHTD.chunk(2, dim=-1)
+    return torch.cat((a * cos_TD + b * sin_TD, b * cos_TD - a * sin_TD), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention over RMS-normed, rotated queries and keys."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.model_dim // config.num_heads
+        kv_dim = self.num_kv_heads * self.head_dim
+        self.c_q = Linear(config.model_dim, config.model_dim)
+        self.c_k = Linear(config.model_dim, kv_dim)
+        self.c_v = Linear(config.model_dim, kv_dim)
+        self.proj = Linear(config.model_dim, config.model_dim)
+        self.q_gain = nn.Parameter(torch.full((self.num_heads,), config.qk_gain_init))
+
+    def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
+        return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        """Attend within each sequence; [B, T, C] in and out."""
+        q_BHTD = rotate(rms_norm(self._heads(self.c_q(x_BTC), self.num_heads)), cos_TD, sin_TD)
+        k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TD, sin_TD)
+        v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
+        q_BHTD = q_BHTD * self.q_gain.to(q_BHTD.dtype)[:, None, None]
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD, k_BKTD, v_BKTD, is_causal=True, enable_gqa=self.num_kv_heads != self.num_heads
+        )
+        return self.proj(y_BHTD.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """``proj(relu(fc(x))^2)``."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        hidden = int(config.mlp_mult * config.model_dim)
+        self.fc = Linear(config.model_dim, hidden)
+        self.proj = Linear(hidden, config.model_dim)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Map every position by itself; [B, T, C] in and out."""
+        return self.proj(F.relu(self.fc(x_BTC)).square())
+
+
+class Block(nn.Module):
+    """Attention and MLP on a per-channel mix of the residual stream and the network's input."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+        self.attn_scale = nn.Parameter(torch.ones(config.model_dim))
+        self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
+        self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
+
+    def forward(self, x_BTC: Tensor, x0_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        """One step of the residual stream; ``x0_BTC`` is the network's normed, smeared input."""
+        mix = self.resid_mix.to(x_BTC.dtype)
+        x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC
+        x_BTC = x_BTC + self.attn_scale.to(x_BTC.dtype) * self.attn(rms_norm(x_BTC), cos_TD, sin_TD)
+        return x_BTC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(rms_norm(x_BTC))
+
+
+class GPT(nn.Module):
+    """The whole network. Weights are float32; under autocast the residual stream is of autocast's dtype."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.model_dim)
+        self.bigram = (
+            BigramHash(config.bigram_vocab_size, config.bigram_dim, config.model_dim, config.num_layers)
+            if config.bigram_vocab_size
+            else None
+        )
+        self.smear = SmearGate(config.model_dim, config.smear_across_documents)
+        self.num_skips = config.num_layers // 2
+        self.skip_weights = nn.Parameter(torch.ones(self.num_skips, config.model_dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        if self.lm_head is None:
+            nn.init.normal_(self.tok_emb.weight, std=self.config.tied_embed_init_std)
+        else:
+            nn.init.zeros_(self.lm_head.weight)
+        for block in self.blocks:
+            for proj in (block.attn.proj, block.mlp.proj):
+                if self.config.output_proj_init == "zero":
+                    nn.init.zeros_(proj.weight)
+                else:
+                    nn.init.orthogonal_(proj.weight, gain=1 / math.sqrt(2 * self.config.num_layers))
+
+    def enable_fake_quantisation(self, keep_last_k_fp16: int) -> None:
+        """Let forward passes see MLP and attention matrices as export will store them, with a straight-through gradient.
+
+        Args:
+            keep_last_k_fp16: Key projections of so many last blocks are exported in float16 and stay as they are.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                storage = storage_of(
+                    f"{name}.weight", module.weight.shape, self.config.num_layers, keep_last_k_fp16=keep_last_k_fp16
+                )
+                module.fake_storage = storage if storage in (Storage.INT5, Storage.INT6) else Storage.FLOAT16
+
+    def disable_fake_quantisation(self) -> None:
+        """Let forward passes see the weights themselves again."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.fake_storage = Storage.FLOAT16
+
+    def logits(self, input_ids_BT: Tensor) -> Tensor:
+        """Softcapped next-token logits, float32 [B, T, V]."""
+        device = input_ids_BT.device
+        dtype = (
+            torch.get_autocast_dtype(device.type)
+            if torch.is_autocast_enabled(device.type)
+            else self.tok_emb.weight.dtype
+        )
+        x = self.tok_emb(input_ids_BT)
+        if self.bigram is not None:
+            x = x + self.bigram(input_ids_BT, dtype)
+        x = self.smear(rms_norm(x).to(dtype), input_ids_BT)
+        x0, skips = x, []
+        cos, sin = rotary_tables(
+            input_ids_BT.size(1), self.config.model_dim // self.config.num_heads, self.config.rope_base, device
+        )
+        cos, sin = cos.to(dtype), sin.to(dtype)
+        for i, block in enumerate(self.blocks):
+            if i >= self.num_skips and skips:
+                x = x + self.skip_weights[i - self.num_skips].to(dtype) * skips.pop()
+            x = block(x, x0, cos, sin)
+            if i < self.num_skips:
+                skips.append(x)
+        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+        z = F.linear(rms_norm(x), head.to(dtype)).float()
+        return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
+
+    def forward(self, input_ids_BT: Tensor, target_ids_BT: Tensor) -> Tensor:
+        """Cross-entropy of every target, in nats, float32 [B, T]."""
+        logits = self.logits(input_ids_BT)
+        return F.cross_entropy(logits.flatten(0, 1), target_ids_BT.flatten(), reduction="none").view_as(target_ids_BT)

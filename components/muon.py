@@ -1,0 +1,141 @@
+"""Muon: momentum orthogonalised by Newton-Schulz, batched by shape and shared out over the ranks.
+
+Source of the method and its coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
+    """Move every matrix's singular values towards 1 by a quintic Newton-Schulz iteration in bfloat16.
+
+    Args:
+        matrices_NRC: N matrices of R rows and C >= R columns, any float dtype.
+        steps: Iterations; 5 bring singular values into about [0.7, 1.2].
+
+    Returns:
+        bfloat16 [N, R, C].
+    """
+    a, b, c = NEWTON_SCHULZ
+    assert matrices_NRC.size(-2) <= matrices_NRC.size(-1), "the small Gram matrix is the cheap one: transpose first"
+    x = matrices_NRC.bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return x
+
+
+def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Orthogonalise matrices of any shapes, the same ones on every rank, each rank doing its share.
+
+    Matrices of one shape go through one batched iteration, together with those of the transposed shape. Where a
+    process group is up, each rank computes an equal run of every batch, and one gather brings all of them to all.
+
+    Returns:
+        bfloat16 matrices in the order given.
+    """
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        rows, cols = matrix.shape
+        buckets.setdefault((min(rows, cols), max(rows, cols)), []).append(i)
+    wide = [m.mT if m.size(0) > m.size(1) else m for m in matrices]
+    world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    # Every rank's part is of one size, so that one gather of equal parts does: the last ones are padded with repeats.
+    shares = {shape: -(-len(indices) // world_size) for shape, indices in buckets.items()}
+    mine = [
+        orthogonalise(
+            torch.stack([wide[indices[min(rank * shares[shape] + j, len(indices) - 1)]] for j in range(shares[shape])]),
+            steps,
+        )
+        for shape, indices in buckets.items()
+    ]
+    parts = _gather([part.flatten() for part in mine], world_size)
+    results: list[Tensor] = [torch.empty(0)] * len(matrices)
+    for (shape, indices), ranks_parts in zip(buckets.items(), parts, strict=True):
+        batch = ranks_parts.view(-1, *shape)
+        for row, i in enumerate(indices):
+            results[i] = batch[row].mT if matrices[i].size(0) > matrices[i].size(1) else batch[row]
+    return results
+
+
+def _gather(parts: list[Tensor], world_size: int) -> list[Tensor]:
+    """Concatenate each flat part over the ranks, in one collective for all of them."""
+    if world_size == 1:
+        return parts
+    flat = torch.cat(parts)
+    gathered = flat.new_empty(world_size, flat.numel())
+    # As bytes: not every backend knows bfloat16.
+    dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), flat.view(torch.uint8))
+    return [part.flatten() for part in gathered.split([p.numel() for p in parts], dim=1)]
+
+
+class Muon(Optimizer):
+    """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / cols)), with decoupled weight decay.
+
+    The momentum buffer is ``buf = momentum * buf + grad`` and the direction ``grad + momentum * buf``. Gradients must
+    be the same on every rank (as after DistributedDataParallel); state is too, so any rank's checkpoint is whole.
+
+    Args:
+        params: Matrices, or groups of them.
+        lr: Step size, in units of the orthogonalised update.
+        momentum: Share of the buffer kept each step.
+        weight_decay: Share of the weight removed each step, times lr.
+        newton_schulz_steps: Iterations of the orthogonalisation.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        newton_schulz_steps: int = 5,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "newton_schulz_steps": newton_schulz_steps,
+        }
+        super().__init__(params, defaults)
+        assert all(p.ndim == 2 for group in self.param_groups for p in group["params"]), "Muon is for matrices"
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads = [p.grad for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        directions = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+        updates = orthogonalise_all(list(directions), group["newton_schulz_steps"])
+        scales = [-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in params]
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        updates = [u.to(p.dtype) for u, p in zip(updates, params, strict=True)]
+        torch._foreach_add_(params, torch._foreach_mul(updates, scales))
