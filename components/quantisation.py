@@ -131,7 +131,7 @@ def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
     if storage is Storage.FLOAT16:
         return weight
     dequantised = _dequantise(*_codes_and_scales(weight.detach(), storage))
-    # The bracket is exactly zero and carries the gradient; `weight + (dequantised - weight)` would round.
+    # The bracket is exactly zero, and carries the gradient.
     return dequantised + (weight - weight.detach())
 
 

@@ -1,0 +1,243 @@
+"""The quantiser: the same values in training, in export and under the compiler."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from components.quantisation import INT8_PERCENTILE, Storage, StoredTensor, fake_quantise, quantise, storage_of
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+QUANTISED = (Storage.INT5, Storage.INT6, Storage.INT8)
+LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
+
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, which is not here")
+
+
+def random_weight(seed: int, rows: int, cols: int) -> torch.Tensor:
+    """Gaussian rows whose scales span seven decades, one row of zeros among them."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = 10 ** (torch.rand(rows, 1, generator=generator) * 7 - 5)
+    weight = torch.randn(rows, cols, generator=generator) * scales
+    weight[rows // 2] = 0
+    return weight
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().view(torch.int32)
+
+
+weights = st.builds(
+    random_weight, seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 40), cols=st.sampled_from([1, 2, 3, 17, 64, 333])
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("tok_emb.weight", (1024, 512), "float16"),
+        ("tok_emb.weight", (8, 8), "float16"),
+        ("lm_head.weight", (1024, 512), "int8"),
+        ("bigram.embed.weight", (4096, 128), "int8"),
+        ("bigram.proj.weight", (512, 128), "float16"),
+        ("bigram.proj.weight", (513, 128), "int8"),
+        ("bigram.scale", (), "float16"),
+        ("blocks.3.mlp.fc.weight", (1536, 512), "int5"),
+        ("blocks.3.mlp.proj.weight", (512, 1536), "int5"),
+        ("blocks.3.attn.c_q.weight", (512, 512), "int6"),
+        ("blocks.3.attn.c_k.weight", (256, 512), "int6"),
+        ("blocks.3.attn.c_v.weight", (256, 512), "int6"),
+        ("blocks.3.attn.proj.weight", (512, 512), "int6"),
+        ("blocks.9.attn.c_k.weight", (256, 512), "float16"),
+        ("blocks.9.attn.c_v.weight", (256, 512), "int6"),
+        ("blocks.8.attn.c_k.weight", (256, 512), "int6"),
+        ("blocks.3.attn.c_k.weight", (256, 256), "float16"),
+        ("blocks.3.attn.c_k.weight", (257, 256), "int6"),
+        ("blocks.3.mlp_scale", (512,), "float16"),
+        ("some_vector", (65_537,), "float16"),
+    ],
+)
+def test_storage_of_follows_the_export_rules(name: str, shape: tuple[int, ...], expected: str) -> None:
+    assert storage_of(name, shape, num_layers=10) == expected
+
+
+@pytest.mark.parametrize(("keep", "kept_blocks"), [(0, []), (1, [9]), (3, [7, 8, 9]), (10, list(range(10)))])
+def test_key_projections_of_the_last_blocks_are_kept(keep: int, kept_blocks: list[int]) -> None:
+    stored = [storage_of(f"blocks.{i}.attn.c_k.weight", (256, 512), 10, keep_last_k_fp16=keep) for i in range(10)]
+    assert [i for i, storage in enumerate(stored) if storage is Storage.FLOAT16] == kept_blocks
+
+
+@needs_golden
+def test_storage_of_agrees_with_the_public_export() -> None:
+    weights = load_file(GOLDEN / "trained.safetensors")
+    types = json.loads((GOLDEN / "tensor_types.json").read_text())
+    assert types.keys() == weights.keys()
+    for name, public_type in types.items():
+        expected = "float16" if public_type.startswith("passthrough") else public_type
+        assert storage_of(name, weights[name].shape, num_layers=3) == expected, name
+
+
+@given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
+def test_codes_and_scales_follow_the_recipe(weight: torch.Tensor, storage: Storage) -> None:
+    largest = LARGEST_CODE[storage]
+    scales = (weight.abs().amax(dim=1) / largest).clamp_min(2**-14).half()
+    codes = torch.clamp(torch.round(weight / scales.float()[:, None]), -largest - 1, largest)
+    stored = quantise(weight, storage)
+    assert torch.equal(stored.values, codes.to(torch.int8))
+    assert torch.equal(stored.scales, scales)
+
+
+@pytest.mark.parametrize("storage", [Storage.INT5, Storage.INT6])
+def test_quotients_next_to_a_half_are_rounded_as_exact_division_rounds_them(storage: Storage) -> None:
+    # Each row holds the float32 neighbours of every (k + 1/2) * scale; multiplying by a float32 reciprocal moves some.
+    largest = LARGEST_CODE[storage]
+    scales = torch.arange(1024, 2048)[:, None] / 2**15
+    halves = (torch.arange(-largest, largest) + 0.5) * scales
+    neighbours = [torch.nextafter(halves, torch.full_like(halves, towards)) for towards in (-9.0, 9.0)]
+    weight = torch.cat([*neighbours, largest * scales], dim=1)
+    codes = quantise(weight, storage).values
+    assert torch.equal(codes, torch.round(weight / scales).to(torch.int8))
+
+
+@given(weight=weights)
+def test_int8_clips_at_the_percentile(weight: torch.Tensor) -> None:
+    clip = torch.quantile(weight.abs(), INT8_PERCENTILE, dim=1)
+    scales = (clip / 127).clamp_min(1 / 127)
+    codes = torch.round(torch.clamp(weight, -clip[:, None], clip[:, None]) / scales[:, None])
+    stored = quantise(weight, Storage.INT8)
+    assert torch.equal(stored.values, codes.to(torch.int8))
+    assert torch.equal(stored.scales, scales.half())
+
+
+def test_int8_takes_a_matrix_too_large_for_torch_quantile() -> None:
+    weight = torch.zeros(1100, 16_384)
+    weight[:, :2] = torch.tensor([127.0, 100.0])
+    # The clip is 127 - 1.6e-6 * 16383 * (127 - 100) = 126.29, and 100 / 126.29 * 127 = 100.56.
+    assert quantise(weight, Storage.INT8).values[:, :3].unique(dim=0).tolist() == [[127, 101, 0]]
+
+
+@given(weight=weights, storage=st.sampled_from(QUANTISED))
+def test_fake_quantise_is_what_export_dequantises(weight: torch.Tensor, storage: Storage) -> None:
+    assert torch.equal(bits(fake_quantise(weight, storage)), bits(quantise(weight, storage).dequantise()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("storage", QUANTISED)
+def test_compiled_fake_quantise_is_what_export_dequantises(storage: Storage) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
+    for seed in range(20):
+        weight = random_weight(seed, 48, 333).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = compiled(weight, storage)
+        assert torch.equal(bits(result), bits(quantise(weight, storage).dequantise()))
+        upstream = torch.randn(48, 333)
+        result.backward(upstream)
+        assert torch.equal(weight.grad, upstream)
+    with torch.no_grad():
+        weight[5, 7] = torch.nan
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(weight, storage)[5].isnan().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("storage", [Storage.INT5, Storage.INT6])
+def test_compiled_rounds_halves_as_eager_does(storage: Storage) -> None:
+    # Rows that put every quotient on a half, and maxima whose scale is a tie between two float16 values.
+    largest = LARGEST_CODE[storage]
+    scales = torch.tensor([2.0**-7, 3 * 2.0**-9, 1.0 + 2.0**-10, 1.0 + 2.0**-11, 1.0 + 3 * 2.0**-11])
+    quotients = torch.cat([torch.arange(-largest, largest) + 0.5, torch.tensor([float(largest)])])
+    weight = scales[:, None] * quotients
+    torch._dynamo.reset()
+    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
+    assert torch.equal(bits(compiled(weight, storage)), bits(fake_quantise(weight, storage)))
+    codes = quantise(weight, storage).values[0]
+    assert torch.equal(codes, quotients.round().to(torch.int8))
+    assert torch.equal(quantise(weight, storage).scales, scales.half())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("storage", QUANTISED)
+def test_cuda_quantises_as_the_cpu_does(storage: Storage) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
+    for seed in range(20):
+        weight = random_weight(seed, 256, 512)
+        expected = bits(quantise(weight, storage).dequantise())
+        assert torch.equal(bits(fake_quantise(weight.cuda(), storage).cpu()), expected)
+        assert torch.equal(bits(compiled(weight.cuda(), storage).cpu()), expected)
+
+
+@given(weight=weights, storage=st.sampled_from(QUANTISED))
+def test_gradient_goes_straight_through(weight: torch.Tensor, storage: Storage) -> None:
+    weight.requires_grad_()
+    upstream = torch.randn(weight.shape)
+    fake_quantise(weight, storage).backward(upstream)
+    assert torch.equal(weight.grad, upstream)
+
+
+def test_float16_storage_leaves_the_weight_alone() -> None:
+    weight = torch.randn(3, 5, requires_grad=True)
+    assert fake_quantise(weight, Storage.FLOAT16) is weight
+    assert torch.equal(quantise(weight, Storage.FLOAT16).dequantise(), weight.half().float())
+
+
+@given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
+def test_error_is_at_most_half_a_scale(weight: torch.Tensor, storage: Storage) -> None:
+    stored = quantise(weight, storage)
+    error = (stored.dequantise() - weight).abs().double()
+    # The quotient is rounded to float32 before it is rounded to a code: a relative 2**-24 of up to 31.5.
+    assert (error <= stored.scales.double()[:, None] * (0.5 + 2e-6)).all()
+
+
+@given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
+def test_quantising_a_dequantised_weight_changes_nothing(weight: torch.Tensor, storage: Storage) -> None:
+    once = quantise(weight, storage)
+    twice = quantise(once.dequantise(), storage)
+    assert torch.equal(once.values, twice.values)
+    assert torch.equal(once.scales, twice.scales)
+
+
+@given(weight=weights)
+def test_quantising_a_dequantised_int8_weight_again_moves_it_by_at_most_a_scale(weight: torch.Tensor) -> None:
+    # Codes come from the float32 scale and the clip is below the largest magnitude: not an exact fixed point.
+    once = quantise(weight, Storage.INT8)
+    twice = quantise(once.dequantise(), Storage.INT8)
+    assert (once.values.int() - twice.values.int()).abs().max() <= 1
+    assert torch.allclose(once.scales.float(), twice.scales.float(), rtol=2e-3)
+
+
+@settings(max_examples=20)
+@given(storage=st.sampled_from(QUANTISED), cols=st.integers(1, 9))
+def test_zeros_stay_zeros(storage: Storage, cols: int) -> None:
+    assert not bits(quantise(torch.zeros(4, cols), storage).dequantise()).any()
+
+
+@pytest.mark.parametrize("storage", [*QUANTISED, Storage.FLOAT16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_what_cannot_be_stored_is_not_finite(storage: Storage, value: float) -> None:
+    weight = torch.ones(3, 4)
+    weight[1, 2] = value
+    finite = quantise(weight, storage).dequantise().isfinite().all(dim=1)
+    assert finite.tolist() == [True, False, True]
+
+
+def test_a_stored_tensor_holds_its_parts_to_its_storage() -> None:
+    codes = torch.zeros(2, 3, dtype=torch.int8)
+    for parts in [
+        (Storage.INT5, codes, None),
+        (Storage.INT5, codes, torch.ones(3).half()),
+        (Storage.INT5, codes, torch.ones(2)),
+        (Storage.INT5, codes.short(), torch.ones(2).half()),
+        (Storage.INT5, codes[0], torch.ones(3).half()),
+        (Storage.FLOAT16, torch.ones(2).half(), torch.ones(2).half()),
+        (Storage.FLOAT16, torch.ones(2), None),
+    ]:
+        with pytest.raises(AssertionError):
+            StoredTensor(*parts)
