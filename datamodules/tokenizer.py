@@ -1,10 +1,14 @@
 """The SentencePiece tokenizer: loading one and training one with the options of the published export."""
 
+import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from components.errors import UserError
+from datamodules.documents import MAX_DOCUMENT_BYTES
+from datamodules.files import written_beside
 
 
 def load_tokenizer(path: Path | str, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
@@ -29,3 +33,50 @@ def load_tokenizer(path: Path | str, vocab_size: int) -> sentencepiece.SentenceP
             "set the vocabulary size to the tokenizer's or give the tokenizer that the shards were made with"
         )
     return tokenizer
+
+
+def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | str) -> None:
+    """Train a byte-pair-encoding SentencePiece model with the trainer options of the published one and write it.
+
+    The same documents (UTF-8 texts) give the same bytes on every machine. One option differs from the published model:
+    there, documents over 4,192 bytes were passed over, here none is.
+
+    Raises:
+        UserError: the documents are too few for a vocabulary of `vocab_size` pieces, or the size does not fit a shard.
+    """
+    smallest, largest = 4 + 256 + 1, 1 << 16
+    if not smallest <= vocab_size <= largest:
+        raise UserError(
+            f"a vocabulary of {vocab_size} pieces is not possible: choose from {smallest} (4 special pieces, 256 bytes "
+            f"and one more) to {largest} (ids of two bytes)"
+        )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.999,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="nmt_nfkc",
+            add_dummy_prefix=False,
+            hard_vocab_limit=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            max_sentence_length=MAX_DOCUMENT_BYTES,
+            minloglevel=2,
+        )
+        num_pieces = len(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+    except RuntimeError as error:
+        raise UserError(f"no tokenizer could be trained on this text ({error}): give more text") from error
+    if num_pieces != vocab_size:
+        raise UserError(
+            f"the text gives only {num_pieces} pieces, not a vocabulary of {vocab_size}: "
+            "give more text or a smaller --vocab-size"
+        )
+    with written_beside(Path(path)) as scratch:
+        scratch.write_bytes(model.getvalue())

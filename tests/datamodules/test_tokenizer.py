@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from components.errors import UserError
-from datamodules.tokenizer import load_tokenizer
+from datamodules.tokenizer import load_tokenizer, train_tokenizer
 
 PUBLISHED = Path(__file__).parents[3] / "shared/fineweb_sample/tokenizers/fineweb_1024_bpe.model"
 needs_published = pytest.mark.skipif(
@@ -34,3 +35,29 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged\.model is not a SentencePiece model or is damaged"):
         load_tokenizer(path, vocab_size=1024)
+
+
+@needs_published
+def test_training_uses_the_published_options(tmp_path: Path) -> None:
+    documents = [b"It depends: 2024 kettles, h\xc3\xa9 and the \xef\xbc\xa1 of the thing. " * 9]
+    train_tokenizer(documents, 300, tmp_path / "tokenizer.model")
+    published, trained = ModelProto(), ModelProto()
+    published.ParseFromString(PUBLISHED.read_bytes())
+    trained.ParseFromString((tmp_path / "tokenizer.model").read_bytes())
+    for spec in (published.trainer_spec, trained.trainer_spec):
+        spec.ClearField("model_prefix")
+        spec.ClearField("vocab_size")
+        spec.ClearField("max_sentence_length")
+    assert trained.trainer_spec == published.trainer_spec
+    for spec in (published.normalizer_spec, trained.normalizer_spec):
+        spec.ClearField("precompiled_charsmap")  # follows SentencePiece's version of Unicode
+    assert trained.normalizer_spec == published.normalizer_spec
+    assert [(piece.piece, piece.type) for piece in trained.pieces[:260]] == [
+        (piece.piece, piece.type) for piece in published.pieces[:260]
+    ]
+
+
+def test_long_documents_are_learned_from(tmp_path: Path) -> None:
+    documents = [b"kettle " * 100, b"zyzzyva " * 1000]
+    train_tokenizer(documents, 280, tmp_path / "tokenizer.model")
+    assert "\u2581zyzzyva" in load_tokenizer(tmp_path / "tokenizer.model", 280).Encode("zyzzyva zyzzyva", out_type=str)

@@ -1,0 +1,121 @@
+"""The demo's text, from what every Python installation carries: `python -m datamodules.corpus --out FOLDER`.
+
+The standard library's documentation topics, and of each of its modules the docstrings and the source without them.
+Nothing is imported to be read. The folder is left as it is while it is whole and made by this code on this Python.
+"""
+
+import argparse
+import ast
+import hashlib
+import platform
+import random
+import sys
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import sentencepiece
+
+from datamodules.command import run_command
+from datamodules.manifest import MANIFEST_NAME, Manifest
+from datamodules.prepare import prepare
+
+VOCAB_SIZE = 1024
+VAL_BYTES = 200_000
+SEED = 1337
+
+_NOT_PROSE_OR_PLAIN_CODE = {"test", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
+"""Left out: tests (larger than all the rest), tables, frozen grammars, toys."""
+
+_CODE = ("corpus", "documents", "manifest", "prepare", "shards", "tokenizer")
+
+
+def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = None) -> Manifest:
+    """Make the demo's data folder, unless it is there, whole and up to date.
+
+    Validation is a random choice of documents, under a fixed seed, of `VAL_BYTES` of text in all. No document is there
+    twice.
+
+    Args:
+        folder: where shards, tokenizer and manifest go.
+        documents: the texts; by default those of this Python's standard library.
+    """
+    source = f"Python {platform.python_version()} standard library, fingerprint {_fingerprint()}"
+    manifest = Manifest.read(folder)
+    if manifest and manifest.source == source and not manifest.is_damaged(folder):
+        return manifest
+    for stale in (folder / MANIFEST_NAME, *folder.glob("fineweb_*.bin")):
+        stale.unlink(missing_ok=True)
+    val_documents, train_documents = _split(sorted({text.encode() for text in (documents or standard_library)()}))
+    return prepare(
+        chain(val_documents, train_documents),
+        folder,
+        source=source,
+        val_docs=len(val_documents),
+        vocab_size=VOCAB_SIZE,
+    )
+
+
+def _fingerprint() -> str:
+    """Changes with everything that the bytes of the corpus depend on."""
+    code = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in _CODE)
+    parts = [sys.version.encode(), sentencepiece.__version__.encode(), *code]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    random.Random(SEED).shuffle(documents)
+    val, train, num_val_bytes = [], [], 0
+    for document in documents:
+        if num_val_bytes + len(document) <= VAL_BYTES:
+            val.append(document)
+            num_val_bytes += len(document)
+        else:
+            train.append(document)
+    return val, train
+
+
+def standard_library() -> Iterator[str]:
+    """The texts: each documentation topic, and of each module its docstrings and its other source."""
+    yield from topics.values()
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        package = path.relative_to(root).parts[0].removesuffix(".py")
+        if package in sys.stdlib_module_names and package not in _NOT_PROSE_OR_PLAIN_CODE:
+            with tokenize.open(path) as file:
+                yield from filter(None, _docstrings_and_code(file.read()))
+
+
+def _docstrings_and_code(source: str) -> tuple[str, str]:
+    """Part a module in two, so that no text stands in both."""
+    lines = source.splitlines(keepends=True)
+    docstrings = []
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+        tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+    for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+        docstring = ast.get_docstring(node)
+        first = node.body[0] if node.body else None
+        if docstring and isinstance(first, ast.Expr) and first.end_lineno:
+            docstrings.append(docstring)
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return "\n\n".join(docstrings), "".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.corpus", description="Make the demo's data folder out of Python's standard library."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="data folder to make, or to leave if it is up to date")
+    args = parser.parse_args()
+    print(build_corpus(args.out).report(args.out))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,237 @@
+"""Make training data out of your own text: `python -m datamodules.prepare FILE... --out FOLDER`.
+
+The folder gets the shards of both splits, the tokenizer and a manifest. The first documents are the validation split,
+and a training document that stands in it too is left out. The bytes written do not depend on the number of workers,
+and memory does not grow with the input.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from tqdm import tqdm
+
+from components.errors import UserError
+from datamodules.command import run_command
+from datamodules.documents import FORMATS, STANDARD_INPUT, read_documents
+from datamodules.manifest import TOKENIZER_NAME, FileRecord, Manifest, SplitRecord
+from datamodules.shards import Split, TokenIds, new_shard, shard_name
+from datamodules.tokenizer import load_tokenizer, train_tokenizer
+
+SHARD_TOKENS = 100_000_000
+TOKENIZER_TEXT_BYTES = 1 << 25
+"""The tokenizer is trained on this much text from the start of the training documents."""
+BATCH_BYTES = 1 << 23
+"""Text handed to the encoding threads at once."""
+
+
+def prepare(
+    documents: Iterable[bytes],
+    folder: Path,
+    *,
+    source: str,
+    val_docs: int,
+    vocab_size: int,
+    tokenizer_path: Path | None = None,
+    num_workers: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Manifest:
+    """Encode documents into the shards of a new data folder.
+
+    Args:
+        documents: UTF-8 texts. The first `val_docs` are the validation split, the rest the training split.
+        folder: where shards, tokenizer and manifest go; made if missing, without any of them after an error.
+        source: what the documents are, for the manifest.
+        val_docs: number of validation documents; 0 for no validation split.
+        vocab_size: pieces of the tokenizer, trained or given.
+        tokenizer_path: a SentencePiece model to use instead of training one.
+        num_workers: threads that encode; None for one a core.
+        shard_tokens: ids of every shard but a split's last.
+
+    Raises:
+        UserError: the folder holds shards already, no document is left for training, the tokenizer has no bos piece,
+            or see `read_documents`, `load_tokenizer` and `train_tokenizer`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("fineweb_*.bin")):
+        raise UserError(f"{folder} holds shards already: delete them or give another folder")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        scratch = Path(partial)
+        documents = iter(documents)
+        val_documents = list(islice(documents, val_docs))
+        if tokenizer_path is None:
+            head = list(_first_bytes(documents, TOKENIZER_TEXT_BYTES))
+            train_tokenizer(head, vocab_size, scratch / TOKENIZER_NAME)
+            documents = chain(head, documents)
+        else:
+            load_tokenizer(tokenizer_path, vocab_size)
+            shutil.copyfile(tokenizer_path, scratch / TOKENIZER_NAME)
+        val_text = SplitText(val_documents)
+        train_text = SplitText(documents, left_out={_digest(document) for document in val_documents})
+        encoder = Encoder(load_tokenizer(scratch / TOKENIZER_NAME, vocab_size), num_workers)
+        splits: dict[Split, SplitRecord] = {
+            "val": _write_split("val", val_text, encoder, scratch, shard_tokens),
+            "train": _write_split("train", train_text, encoder, scratch, shard_tokens),
+        }
+        if train_text.num_documents == 0:
+            raise UserError(
+                f"{source} has no document to train on beside the first {val_docs}, which are for validation: "
+                "give more text or a smaller --val-docs"
+            )
+        manifest = Manifest(
+            source=source,
+            vocab_size=vocab_size,
+            tokenizer=FileRecord.of(scratch / TOKENIZER_NAME),
+            splits=splits,
+            left_out_of_train=train_text.num_left_out,
+        )
+        for file in manifest.files():
+            (scratch / file.name).replace(folder / file.name)
+    manifest.write(folder)
+    return manifest
+
+
+class SplitText:
+    """The documents of one split, counted as they pass."""
+
+    def __init__(self, documents: Iterable[bytes], left_out: Collection[bytes] = ()) -> None:
+        """Take documents but those with a SHA-256 digest in `left_out`."""
+        self.num_documents = 0
+        self.num_bytes = 0
+        self.num_left_out = 0
+        self.digests = hashlib.sha256()
+        self._documents = documents
+        self._left_out = left_out
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Pass the documents on."""
+        for document in self._documents:
+            digest = _digest(document)
+            if digest in self._left_out:
+                self.num_left_out += 1
+                continue
+            self.num_documents += 1
+            self.num_bytes += len(document)
+            self.digests.update(digest)
+            yield document
+
+
+class Encoder:
+    """Text to token ids, each document after a bos, on several threads."""
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, num_workers: int | None = None) -> None:
+        """Encode with `num_workers` threads; None for one a core.
+
+        Raises:
+            UserError: the tokenizer has no bos piece.
+        """
+        if tokenizer.bos_id() < 0:
+            raise UserError("the tokenizer has no bos piece to start documents with: train one that has")
+        self._tokenizer = tokenizer
+        self._num_workers = num_workers or os.cpu_count() or 1
+
+    def encode(self, documents: Iterable[bytes]) -> Iterator[TokenIds]:
+        """Ids of all documents, in order, in pieces of one batch; each of shape [batch_ids].
+
+        The next batch is read while one is encoded: SentencePiece's threads do not hold Python's lock.
+        """
+        with (
+            ThreadPoolExecutor(max_workers=1) as executor,
+            tqdm(unit="B", unit_scale=True, desc="encoding text", leave=False) as progress,
+        ):
+            encoding: Future[TokenIds] | None = None
+            for batch in _batches(documents, BATCH_BYTES):
+                following = executor.submit(self._encode_batch, batch)
+                if encoding:
+                    yield encoding.result()
+                encoding = following
+                progress.update(sum(map(len, batch)))
+            if encoding:
+                yield encoding.result()
+
+    def _encode_batch(self, batch: list[bytes]) -> TokenIds:
+        ids = self._tokenizer.Encode(batch, return_type="numpy", add_bos=True, num_threads=self._num_workers)
+        return np.concatenate(ids).astype(np.uint16)
+
+
+def _write_split(split: Split, text: SplitText, encoder: Encoder, folder: Path, shard_tokens: int) -> SplitRecord:
+    num_tokens = 0
+    shards: list[FileRecord] = []
+    pieces = encoder.encode(text)
+    piece = next(pieces, None)
+    while piece is not None:
+        path = folder / shard_name(split, len(shards))
+        with new_shard(path) as shard:
+            while piece is not None and shard.num_ids < shard_tokens:
+                room = shard_tokens - shard.num_ids
+                shard.append(piece[:room])
+                piece = piece[room:] if len(piece) > room else next(pieces, None)
+        num_tokens += shard.num_ids
+        shards.append(FileRecord.of(path))
+    return SplitRecord(
+        num_documents=text.num_documents,
+        num_tokens=num_tokens,
+        text_bytes=text.num_bytes,
+        documents_sha256=text.digests.hexdigest(),
+        shards=shards,
+    )
+
+
+def _digest(document: bytes) -> bytes:
+    return hashlib.sha256(document).digest()
+
+
+def _first_bytes(documents: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:
+    while num_bytes > 0 and (document := next(documents, None)) is not None:
+        num_bytes -= len(document)
+        yield document
+
+
+def _batches(documents: Iterable[bytes], num_bytes: int) -> Iterator[list[bytes]]:
+    documents = iter(documents)
+    while batch := list(_first_bytes(documents, num_bytes)):
+        yield batch
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.prepare", description="Make a data folder out of your own text."
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE",
+        help="JSONL, Parquet or plain text, in gzip, zstd or neither; - reads stdin",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="data folder to make")
+    parser.add_argument("--format", choices=FORMATS, help="of every input (default: by its name; stdin: jsonl)")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="pieces of the tokenizer (default: %(default)s)")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model to use instead of training one")
+    parser.add_argument(
+        "--val-docs", type=int, default=1000, help="the first so many documents are validation (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, help="threads that encode (default: one a core)")
+    args = parser.parse_args()
+    manifest = prepare(
+        chain.from_iterable(read_documents(source, args.format) for source in args.inputs),
+        args.out,
+        source=" ".join("standard input" if source == STANDARD_INPUT else source for source in args.inputs),
+        val_docs=args.val_docs,
+        vocab_size=args.vocab_size,
+        tokenizer_path=args.tokenizer,
+        num_workers=args.workers,
+    )
+    print(manifest.report(args.out))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from components.errors import UserError
+from datamodules import prepare as prepare_module
+from datamodules.documents import read_documents
+from datamodules.manifest import FileRecord, Manifest
+from datamodules.prepare import prepare
+from datamodules.shards import find_shards, open_shard
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT.parent / "shared" / "fineweb_sample"
+PUBLISHED = SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"
+needs_sample = pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shared/fineweb_sample")
+
+TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil 12 kettles of tea"
+WORDS = TEXT.split()
+DOCUMENTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(20 + i)).encode() for i in range(30)]
+SETTINGS = {"source": "words", "val_docs": 5, "vocab_size": 300}
+
+
+def tokens(folder: Path, split: str) -> list[int]:
+    return np.concatenate([open_shard(path) for path in find_shards(folder, split)]).tolist()  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@needs_sample
+def test_reproduces_the_published_tokens(tmp_path: Path) -> None:
+    documents = read_documents(str(SAMPLE / "docs.jsonl"))
+    manifest = prepare(
+        documents,
+        tmp_path,
+        source="sample",
+        val_docs=0,
+        vocab_size=1024,
+        tokenizer_path=PUBLISHED,
+        shard_tokens=314_228,
+    )
+    name = "fineweb_train_000000.bin"
+    assert (tmp_path / name).read_bytes() == (SAMPLE / "datasets/fineweb10B_sp1024" / name).read_bytes()
+    assert tokens(tmp_path, "train") == tokens(SAMPLE / "datasets/fineweb10B_sp1024", "train")
+    train = manifest.splits["train"]
+    assert (train.num_documents, train.num_tokens, train.text_bytes) == (200, 628_457, 1_489_515)
+    assert manifest.splits["val"].shards == []
+
+
+def test_every_document_is_a_bos_and_its_pieces_and_the_first_are_validation(tmp_path: Path) -> None:
+    prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for split, documents in (("val", DOCUMENTS[:5]), ("train", DOCUMENTS[5:])):
+        expected = [token_id for document in documents for token_id in (1, *tokenizer.Encode(document.decode()))]
+        assert tokens(tmp_path, split) == expected
+
+
+def test_shards_are_cut_at_their_size_wherever_batches_and_documents_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "BATCH_BYTES", 150)
+    prepare(DOCUMENTS, tmp_path / "cut", **SETTINGS, shard_tokens=100)  # type: ignore[arg-type]
+    prepare(DOCUMENTS, tmp_path / "whole", **SETTINGS)  # type: ignore[arg-type]
+    sizes = [len(open_shard(path)) for path in find_shards(tmp_path / "cut", "train")]
+    assert len(sizes) > 3
+    assert set(sizes[:-1]) == {100}
+    assert 0 < sizes[-1] <= 100
+    assert tokens(tmp_path / "cut", "train") == tokens(tmp_path / "whole", "train")
+
+
+def test_a_shard_that_is_just_full_is_not_followed_by_an_empty_one(tmp_path: Path) -> None:
+    whole = prepare(DOCUMENTS, tmp_path / "whole", **SETTINGS)  # type: ignore[arg-type]
+    size = whole.splits["train"].num_tokens
+    assert len(prepare(DOCUMENTS, tmp_path / "cut", **SETTINGS, shard_tokens=size).splits["train"].shards) == 1  # type: ignore[arg-type]
+
+
+def test_the_bytes_do_not_depend_on_workers_or_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(DOCUMENTS, tmp_path / "one", **SETTINGS, num_workers=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(prepare_module, "BATCH_BYTES", 400)
+    prepare(DOCUMENTS, tmp_path / "three", **SETTINGS, num_workers=3)  # type: ignore[arg-type]
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_training_documents_that_stand_in_validation_are_left_out(tmp_path: Path) -> None:
+    leaking = [*DOCUMENTS, DOCUMENTS[0], DOCUMENTS[7], DOCUMENTS[4]]
+    manifest = prepare(leaking, tmp_path / "leaking", **SETTINGS)  # type: ignore[arg-type]
+    assert manifest.left_out_of_train == 2
+    assert manifest.splits["train"].num_documents == 26
+    assert "left out of train, because they stand in val: 2 documents" in manifest.report(tmp_path)
+
+
+def test_the_tokenizer_learns_from_the_start_of_the_training_documents_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "TOKENIZER_TEXT_BYTES", sum(map(len, DOCUMENTS[5:])))
+    strange = [b"zyzzyva " * 50] * 5
+    plain = prepare(DOCUMENTS, tmp_path / "plain", **SETTINGS)  # type: ignore[arg-type]
+    other = prepare([*strange, *DOCUMENTS[5:], *strange], tmp_path / "other", **SETTINGS)  # type: ignore[arg-type]
+    assert plain.tokenizer == other.tokenizer
+
+
+def test_the_manifest_tells_what_the_folder_holds(tmp_path: Path) -> None:
+    written = prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
+    manifest = Manifest.read(tmp_path)
+    assert manifest == written
+    assert {file.name for file in manifest.files()} | {"manifest.json"} == set(contents(tmp_path))
+    assert all(FileRecord.of(tmp_path / file.name) == file for file in manifest.files())
+    assert manifest.splits["train"].text_bytes == sum(map(len, DOCUMENTS[5:]))
+    assert manifest.splits["train"].num_tokens == len(tokens(tmp_path, "train"))
+    assert (manifest.source, manifest.vocab_size) == ("words", 300)
+
+
+def test_document_hashes_see_where_documents_end(tmp_path: Path) -> None:
+    first = prepare([b"", b"ab", b"c", *DOCUMENTS], tmp_path / "1", **SETTINGS)  # type: ignore[arg-type]
+    second = prepare([b"", b"a", b"bc", *DOCUMENTS], tmp_path / "2", **SETTINGS)  # type: ignore[arg-type]
+    assert first.splits["val"].documents_sha256 != second.splits["val"].documents_sha256
+    assert first.splits["train"].documents_sha256 == second.splits["train"].documents_sha256
+
+
+@pytest.mark.parametrize(
+    ("documents", "settings", "message"),
+    [
+        (DOCUMENTS, {"vocab_size": 5000}, "not a vocabulary of 5000: give more text or a smaller --vocab-size"),
+        (DOCUMENTS, {"vocab_size": 260}, "a vocabulary of 260 pieces is not possible"),
+        (DOCUMENTS, {"vocab_size": 65537}, "a vocabulary of 65537 pieces is not possible"),
+        (DOCUMENTS[:5], {}, "no tokenizer could be trained on this text"),
+        (DOCUMENTS[:5], {"tokenizer_path": PUBLISHED, "vocab_size": 1024}, "words has no document to train on"),
+        (DOCUMENTS, {"tokenizer_path": PUBLISHED}, "has 1024 pieces where 300 are configured"),
+        (DOCUMENTS, {"tokenizer_path": Path("gone.model")}, r"no tokenizer at gone\.model"),
+    ],
+)
+def test_what_a_user_can_mend_leaves_an_empty_folder(
+    tmp_path: Path, documents: list[bytes], settings: dict[str, object], message: str
+) -> None:
+    if settings.get("tokenizer_path") == PUBLISHED and not PUBLISHED.is_file():
+        pytest.skip("needs ../shared/fineweb_sample")
+    with pytest.raises(UserError, match=message):
+        prepare(documents, tmp_path, **{**SETTINGS, **settings})  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_that_stand_there_are_kept(tmp_path: Path) -> None:
+    prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="holds shards already"):
+        prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
+    assert contents(tmp_path) == before
+
+
+def command(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "datamodules.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_command_from_standard_input_and_from_a_file(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": document.decode()}) + "\n" for document in DOCUMENTS).encode()
+    (tmp_path / "docs.jsonl").write_bytes(lines)
+    settings = ("--vocab-size", 300, "--val-docs", 5)
+    result = command("-", "--out", tmp_path / "stdin", *settings, stdin=lines)
+    assert result.returncode == 0, result.stderr
+    expected = f"--data.path {tmp_path}/stdin --data.tokenizer_path {tmp_path}/stdin/tokenizer.model"
+    assert expected in result.stdout.decode()
+    result = command(tmp_path / "docs.jsonl", "--out", tmp_path / "file", *settings)
+    assert result.returncode == 0, result.stderr
+    first, second = contents(tmp_path / "stdin"), contents(tmp_path / "file")
+    assert json.loads(first.pop("manifest.json"))["source"] == "standard input"
+    assert json.loads(second.pop("manifest.json"))["source"] == str(tmp_path / "docs.jsonl")
+    assert first == second
+
+
+def test_command_reports_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    result = command("-", "--out", tmp_path / "out", stdin=b'{"text": "a"}\n{"txt": "b"}\n')
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"error: line 2 of - is not a JSON object")
+    assert result.stderr.count(b"\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
