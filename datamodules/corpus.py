@@ -92,8 +92,8 @@ def standard_library() -> Iterator[str]:
 
 def _docstrings_and_code(source: str) -> tuple[str, str]:
     """Part a module in two, so that no text stands in both."""
-    lines = source.splitlines(keepends=True)
     docstrings = []
+    docstring_lines: set[int] = set()
     with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
         tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -103,8 +103,10 @@ def _docstrings_and_code(source: str) -> tuple[str, str]:
         first = node.body[0] if node.body else None
         if docstring and isinstance(first, ast.Expr) and first.end_lineno:
             docstrings.append(docstring)
-            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
-    return "\n\n".join(docstrings), "".join(lines)
+            docstring_lines.update(range(first.lineno, first.end_lineno + 1))
+    # Lines as the parser counts them: `splitlines` would also cut at form feeds.
+    lines = enumerate(source.split("\n"), start=1)
+    return "\n\n".join(docstrings), "\n".join(line for number, line in lines if number not in docstring_lines)
 
 
 def main() -> None:

@@ -133,8 +133,7 @@ def test_the_fingerprint_follows_python_and_the_code(monkeypatch: pytest.MonkeyP
 
 MODULE = '''"""About the module."""
 import os
-import shutil
-
+\f
 class Box:
     """About the box.
 
@@ -150,5 +149,5 @@ class Box:
 def test_docstrings_and_code_share_no_text() -> None:
     docstrings, code = _docstrings_and_code(MODULE)
     assert docstrings == "About the module.\n\nAbout the box.\n\nMore.\n\nAbout opening."
-    assert code == 'import os\n\nclass Box:\n\n    async def open(self):\n        return "not a docstring"\n'
+    assert code == 'import os\n\f\nclass Box:\n\n    async def open(self):\n        return "not a docstring"\n'
     ast.parse(code)
