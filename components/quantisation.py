@@ -28,7 +28,6 @@ INT8_PERCENTILE = 0.9999984
 """Share of a row's magnitudes, by linear interpolation, that int8 storage keeps unclipped."""
 
 _BLOCK_MATRIX = re.compile(r"blocks\.(\d+)\.(attn|mlp)\.(\w+)\.weight")
-_INT8_LARGEST_CODE = 127
 _SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
 
 
@@ -41,7 +40,7 @@ class Storage(StrEnum):
     FLOAT16 = "float16"
 
 
-_LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31}
+_LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +68,22 @@ class StoredTensor:
             assert self.scales is not None
             assert self.scales.dtype == torch.float16
             assert self.scales.shape == self.values.shape[:1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the values and scales before compression."""
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def is_sound(self) -> bool:
+        """Whether every number is finite and every code one that `quantise` may give."""
+        floats = self.values if self.scales is None else self.scales
+        if not floats.isfinite().all():
+            return False
+        if self.scales is None or self.values.numel() == 0:
+            return True
+        largest = _LARGEST_CODE[self.storage]
+        smallest = -largest if self.storage is Storage.INT8 else -largest - 1
+        return bool(smallest <= self.values.min() and self.values.max() <= largest)
 
     def dequantise(self) -> Tensor:
         """The float32 tensor that these values stand for."""
@@ -138,15 +153,14 @@ def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
 def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
     """int8 codes [rows, cols] and float32 scales [rows] that float16 holds exactly."""
     weight = weight.float()
+    largest = _LARGEST_CODE[storage]
     if storage is Storage.INT8:
         clip = _row_clip(weight)
-        scales = _divide(clip.clamp_min(1.0), _INT8_LARGEST_CODE)
+        scales = _divide(clip.clamp_min(1.0), largest)
         clipped = torch.minimum(torch.maximum(weight, -clip[:, None]), clip[:, None])
-        codes = _round_quotient(clipped, scales).clamp(-_INT8_LARGEST_CODE, _INT8_LARGEST_CODE)
-        return codes.to(torch.int8), _round_to_float16(scales)
-    largest = _LARGEST_CODE[storage]
+        return _codes(clipped, scales, -largest, largest), _round_to_float16(scales)
     scales = _round_to_float16(_divide(weight.abs().amax(dim=1), largest).clamp_min(_SMALLEST_SCALE))
-    return _round_quotient(weight, scales).clamp(-largest - 1, largest).to(torch.int8), scales
+    return _codes(weight, scales, -largest - 1, largest), scales
 
 
 def _dequantise(codes: Tensor, scales: Tensor) -> Tensor:
@@ -158,9 +172,10 @@ def _divide(values: Tensor, divisor: int) -> Tensor:
     return (values.double() / divisor).float()
 
 
-def _round_quotient(weight: Tensor, scales: Tensor) -> Tensor:
-    """Each row over its scale, as the correctly rounded float32 quotient, rounded to whole numbers."""
-    return (weight.double() * scales.double().reciprocal()[:, None]).float().round()
+def _codes(weight: Tensor, scales: Tensor, smallest: int, largest: int) -> Tensor:
+    """Each row over its scale, as the correctly rounded float32 quotient, rounded to int8 codes."""
+    quotients = (weight.double() * scales.double().reciprocal()[:, None]).float()
+    return quotients.round().clamp(smallest, largest).to(torch.int8)
 
 
 def _round_to_float16(values: Tensor) -> Tensor:

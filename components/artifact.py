@@ -1,0 +1,287 @@
+"""The artifact: one file, extension ``.golf``, that holds a model's settings and its stored weights, and no code.
+
+Numbers are little-endian. The file is, without gaps:
+
+=========== ==================================================================================================
+bytes       what
+=========== ==================================================================================================
+8           magic ``89 47 4F 4C 46 0D 0A 1A`` (``\\x89GOLF\\r\\n\\x1a``; a transfer that mends line ends breaks it)
+4           version, 1
+4           length of the header
+4           length of the model
+8           length of the file
+16          BLAKE2b-128 of the rest of the file, preceded by the fields above
+header      zstd frame over JSON: ``{"settings": {name: value}, "tensors": [[name, storage, shape], ...]}``, keys and
+            tensors sorted by name; storage is ``int5``, ``int6``, ``int8`` or ``float16``
+model       zstd frame over the statistical model of the values; see `components.weight_coding`
+the rest    the values, coded under that model by `components.rans`
+=========== ==================================================================================================
+
+Codes of Gaussian weights have no repetitions for zstd to find, and its Huffman stage spends whole bits: coding them
+under fractional-bit tables chosen by row and column takes 3% less than a zstd-22 stream per tensor, and a second
+instead of forty. zstd remains for the small parts.
+
+A reader need not trust the file: every length is checked before anything of that size is made, tensors are at most
+`MAX_ELEMENTS` values in all, and one checksum covers every byte.
+
+``python -m components.artifact FILE`` describes a file.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from components.errors import UserError
+from components.files import write_whole
+from components.quantisation import Storage, StoredTensor, quantise, storage_of
+from components.rans import CorruptStreamError
+from components.weight_coding import TensorForm, decode_tensors, encode_tensors, model_bytes
+
+MAX_BYTES = 16_000_000
+"""The challenge's cap on artifact and code together, decimal."""
+
+MAX_ELEMENTS = 4 * MAX_BYTES
+"""The most values that a file may hold: two bits each would fill the cap."""
+
+MAX_FILE_BYTES = 3 * MAX_ELEMENTS
+"""Larger files are refused unread; no values that fit `MAX_ELEMENTS` take as much."""
+
+MAGIC = b"\x89GOLF\r\n\x1a"
+VERSION = 1
+
+Setting = bool | int | float | str
+
+_PREAMBLE = struct.Struct("<8sIIIQ")
+_DIGEST_BYTES = 16
+_FIRST_BYTES = _PREAMBLE.size + _DIGEST_BYTES
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_RANK = 8
+_ZSTD_LEVEL = 22
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What a file holds.
+
+    Attributes:
+        settings: the model's settings; None for a public file, which has none.
+        tensors: the stored weights by name.
+    """
+
+    settings: dict[str, Setting] | None
+    tensors: dict[str, StoredTensor]
+
+
+class _Damage(Exception):  # noqa: N818
+    """What in the file contradicts the format."""
+
+
+def require_zstandard() -> ModuleType:
+    """The zstandard package.
+
+    Raises:
+        UserError: it is not installed. There is no other compression to fall back on: the files would differ.
+    """
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(
+            "Artifacts need the package zstandard, which is not installed; run `pip install zstandard`."
+        ) from error
+    return zstandard
+
+
+def store_state(state: Mapping[str, Tensor], num_layers: int, keep_last_k_fp16: int = 1) -> dict[str, StoredTensor]:
+    """Each weight as export stores it.
+
+    Args:
+        state: float tensors by their names in the network, on any device.
+        num_layers: number of blocks of the network.
+        keep_last_k_fp16: the key projections of this many last blocks stay in float16.
+
+    Raises:
+        UserError: a weight is not finite, or beyond the range of float16.
+    """
+    stored = {}
+    for name, weight in state.items():
+        assert weight.is_floating_point(), f"{name} is {weight.dtype}"
+        storage = storage_of(name, weight.shape, num_layers, keep_last_k_fp16)
+        stored[name] = quantise(weight.cpu(), storage)
+        if not stored[name].is_sound():
+            raise UserError(
+                f"{name} holds values that are not finite or too large for float16, so it cannot be exported; "
+                f"train again with a lower learning rate or from an earlier checkpoint."
+            )
+    return stored
+
+
+def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The float32 weights that stored tensors stand for, by name."""
+    return {name: tensor.dequantise() for name, tensor in tensors.items()}
+
+
+def write_artifact(path: Path | str, settings: Mapping[str, Setting], tensors: Mapping[str, StoredTensor]) -> int:
+    """Write settings and tensors as an artifact, whole or not at all.
+
+    The same settings and tensors, in any order, give the same bytes.
+
+    Returns:
+        The file's length in bytes.
+
+    Raises:
+        UserError: zstandard is missing, the model holds more than `MAX_ELEMENTS` values, or the file cannot be
+            written.
+    """
+    path = Path(path)
+    compressor = require_zstandard().ZstdCompressor(level=_ZSTD_LEVEL)
+    names = sorted(tensors)
+    stored = [tensors[name] for name in names]
+    forms = [TensorForm(tensor.storage, tuple(tensor.values.shape)) for tensor in stored]
+    if _num_elements(forms) > MAX_ELEMENTS:
+        raise UserError(
+            f"The model has {_num_elements(forms):,} values and an artifact holds {MAX_ELEMENTS:,} at most; "
+            f"make the network smaller to export it to {path}."
+        )
+    description = {
+        "settings": dict(settings),
+        "tensors": [[name, form.storage, form.shape] for name, form in zip(names, forms, strict=True)],
+    }
+    header_json = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    assert len(header_json) <= _MAX_HEADER_BYTES
+    model, values = encode_tensors(stored)
+    header, model = compressor.compress(header_json), compressor.compress(model)
+    length = _FIRST_BYTES + len(header) + len(model) + len(values)
+    preamble = _PREAMBLE.pack(MAGIC, VERSION, len(header), len(model), length)
+    rest = header + model + values
+    write_user_file(path, preamble + _digest(preamble, rest) + rest)
+    return length
+
+
+def read_artifact(path: Path | str) -> Artifact:
+    """Read what `write_artifact` wrote.
+
+    Raises:
+        UserError: the file cannot be read, is no artifact, is truncated, damaged or of a newer version, or zstandard
+            is missing.
+    """
+    path = Path(path)
+    return parse_artifact(read_user_file(path), path)
+
+
+def parse_artifact(data: bytes, path: Path) -> Artifact:
+    """The artifact whose bytes are `data`; `path` is for the error messages of `read_artifact`."""
+    if not data or not data.startswith(MAGIC[: len(data)]):
+        raise UserError(f"{path} is not an artifact; give a file that fit exported.")
+    if len(data) < _FIRST_BYTES:
+        raise UserError(f"{path} is truncated to {len(data)} bytes; copy or export it again.")
+    _, version, header_bytes, model_frame_bytes, length = _PREAMBLE.unpack_from(data)
+    if version > VERSION:
+        raise UserError(
+            f"{path} has version {version} of the artifact format and this program reads version {VERSION}; "
+            f"use the newer program that wrote it."
+        )
+    if len(data) < length:
+        raise UserError(f"{path} is truncated to {len(data):,} of {length:,} bytes; copy or export it again.")
+    try:
+        if version < VERSION or len(data) > length:
+            raise _Damage("its first bytes are wrong")
+        rest = data[_FIRST_BYTES:]
+        if data[_PREAMBLE.size : _FIRST_BYTES] != _digest(data[: _PREAMBLE.size], rest):
+            raise _Damage("its checksum does not match")
+        header, rest = rest[:header_bytes], rest[header_bytes:]
+        settings, named_forms = _parse_header(_decompress(header, "header", most=_MAX_HEADER_BYTES))
+        forms = list(named_forms.values())
+        expected = model_bytes(forms)
+        model = _decompress(rest[:model_frame_bytes], "model", most=expected, least=expected)
+        tensors = decode_tensors(forms, model, rest[model_frame_bytes:])
+        if not all(tensor.is_sound() for tensor in tensors):
+            raise _Damage("it holds values that no export writes")
+    except (_Damage, CorruptStreamError) as damage:
+        reason = str(damage) or "its values do not decode"
+        raise UserError(f"{path} is damaged: {reason}; copy or export it again.") from damage
+    return Artifact(settings, dict(zip(named_forms, tensors, strict=True)))
+
+
+def read_user_file(path: Path) -> bytes:
+    """The bytes of a file that the user named.
+
+    Raises:
+        UserError: it cannot be read, or has more than `MAX_FILE_BYTES`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give an artifact that exists.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{path} has over {MAX_FILE_BYTES:,} bytes, so it is not an artifact; give an exported file.")
+    return data
+
+
+def write_user_file(path: Path, data: bytes) -> None:
+    """Write a file where the user wants it, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room or choose another folder, and export again."
+        ) from error
+
+
+def _digest(preamble: bytes, rest: bytes) -> bytes:
+    digest = hashlib.blake2b(preamble, digest_size=_DIGEST_BYTES)
+    digest.update(rest)
+    return digest.digest()
+
+
+def _num_elements(forms: Sequence[TensorForm]) -> int:
+    # A shape such as [0, 10**9] holds nothing and yet has a level for each column.
+    return sum(max(math.prod(form.shape), *form.shape, 1) for form in forms)
+
+
+def _decompress(frame: bytes, part: str, *, most: int, least: int = 0) -> bytes:
+    """The contents of the one zstd frame, between `least` and `most` bytes."""
+    zstandard = require_zstandard()
+    try:
+        if not least <= zstandard.frame_content_size(frame) <= most:
+            raise _Damage(f"its {part} says that it has an impossible size")
+        content: bytes = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise _Damage(f"its {part} does not decompress") from error
+    return content
+
+
+def _parse_header(content: bytes) -> tuple[dict[str, Setting], dict[str, TensorForm]]:
+    try:
+        header = json.loads(content)
+        settings, listed = header["settings"], header["tensors"]
+        forms = {name: TensorForm(Storage(storage), tuple(shape)) for name, storage, shape in listed}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _Damage("its header is not as the format says") from error
+    sound = (
+        isinstance(settings, dict)
+        and all(isinstance(value, Setting) for value in settings.values())
+        and len(forms) == len(listed)
+        and all(isinstance(name, str) and _is_possible(form) for name, form in forms.items())
+    )
+    if not sound:
+        raise _Damage("its header is not as the format says")
+    if _num_elements(list(forms.values())) > MAX_ELEMENTS:
+        raise _Damage(f"its header lists more than {MAX_ELEMENTS:,} values")
+    return settings, forms
+
+
+def _is_possible(form: TensorForm) -> bool:
+    rank_fits = len(form.shape) == 2 if form.storage is not Storage.FLOAT16 else len(form.shape) <= _MAX_RANK
+    return rank_fits and all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in form.shape)
