@@ -56,7 +56,7 @@ def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = N
         folder,
         source=source,
         val_docs=len(val_documents),
-        vocab_size=VOCAB_SIZE,
+        tokenizer=VOCAB_SIZE,
     )
 
 

@@ -39,8 +39,7 @@ def prepare(
     *,
     source: str,
     val_docs: int,
-    vocab_size: int,
-    tokenizer_path: Path | None = None,
+    tokenizer: Path | int,
     num_workers: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
 ) -> Manifest:
@@ -51,8 +50,7 @@ def prepare(
         folder: where shards, tokenizer and manifest go; made if missing, without any of them after an error.
         source: what the documents are, for the manifest.
         val_docs: number of validation documents; 0 for no validation split.
-        vocab_size: pieces of the tokenizer, trained or given.
-        tokenizer_path: a SentencePiece model to use instead of training one.
+        tokenizer: the SentencePiece model to use, or the vocabulary size of one to train on the training documents.
         num_workers: threads that encode; None for one a core.
         shard_tokens: ids of every shard but a split's last.
 
@@ -67,16 +65,16 @@ def prepare(
         scratch = Path(partial)
         documents = iter(documents)
         val_documents = list(islice(documents, val_docs))
-        if tokenizer_path is None:
+        if isinstance(tokenizer, int):
             head = list(_first_bytes(documents, TOKENIZER_TEXT_BYTES))
-            train_tokenizer(head, vocab_size, scratch / TOKENIZER_NAME)
+            train_tokenizer(head, tokenizer, scratch / TOKENIZER_NAME)
             documents = chain(head, documents)
         else:
-            load_tokenizer(tokenizer_path, vocab_size)
-            shutil.copyfile(tokenizer_path, scratch / TOKENIZER_NAME)
+            load_tokenizer(tokenizer)
+            shutil.copyfile(tokenizer, scratch / TOKENIZER_NAME)
+        encoder = Encoder(load_tokenizer(scratch / TOKENIZER_NAME), num_workers)
         val_text = SplitText(val_documents)
         train_text = SplitText(documents, left_out={_digest(document) for document in val_documents})
-        encoder = Encoder(load_tokenizer(scratch / TOKENIZER_NAME, vocab_size), num_workers)
         splits: dict[Split, SplitRecord] = {
             "val": _write_split("val", val_text, encoder, scratch, shard_tokens),
             "train": _write_split("train", train_text, encoder, scratch, shard_tokens),
@@ -88,7 +86,7 @@ def prepare(
             )
         manifest = Manifest(
             source=source,
-            vocab_size=vocab_size,
+            vocab_size=encoder.vocab_size,
             tokenizer=FileRecord.of(scratch / TOKENIZER_NAME),
             splits=splits,
             left_out_of_train=train_text.num_left_out,
@@ -135,6 +133,7 @@ class Encoder:
         """
         if tokenizer.bos_id() < 0:
             raise UserError("the tokenizer has no bos piece to start documents with: train one that has")
+        self.vocab_size = len(tokenizer)
         self._tokenizer = tokenizer
         self._num_workers = num_workers or os.cpu_count() or 1
 
@@ -214,8 +213,15 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="data folder to make")
     parser.add_argument("--format", choices=FORMATS, help="of every input (default: by its name; stdin: jsonl)")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="pieces of the tokenizer (default: %(default)s)")
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model to use instead of training one")
+    tokenizer = parser.add_mutually_exclusive_group()
+    tokenizer.add_argument("--tokenizer", type=Path, help="SentencePiece model to use")
+    tokenizer.add_argument(
+        "--vocab-size",
+        dest="tokenizer",
+        type=int,
+        default=1024,
+        help="pieces of a tokenizer to train on the training documents (default: %(default)s)",
+    )
     parser.add_argument(
         "--val-docs", type=int, default=1000, help="the first so many documents are validation (default: %(default)s)"
     )
@@ -226,8 +232,7 @@ def main() -> None:
         args.out,
         source=" ".join("standard input" if source == STANDARD_INPUT else source for source in args.inputs),
         val_docs=args.val_docs,
-        vocab_size=args.vocab_size,
-        tokenizer_path=args.tokenizer,
+        tokenizer=args.tokenizer,
         num_workers=args.workers,
     )
     print(manifest.report(args.out))

@@ -23,7 +23,6 @@ from components.errors import UserError
 from datamodules.shards import TokenIds, open_shard
 
 BATCHES_AHEAD = 3
-STOP_CHECK_SECONDS = 0.1
 
 Batch = tuple[Tensor, ...]
 
@@ -190,30 +189,29 @@ def read_ahead(items: Iterator[Batch], depth: int) -> Generator[Batch, None, Non
     An error in the thread is raised again in the consumer. The thread ends when this generator is closed or garbage
     collected, and with the process.
     """
-    ready: queue.Queue[Batch | _Failure | None] = queue.Queue(depth)
+    # Simple queues, because they may be used while the garbage collector interrupts another use of them.
+    ready: queue.SimpleQueue[Batch | _Failure | None] = queue.SimpleQueue()
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(depth):
+        room.put(None)
     stop = threading.Event()
-
-    def put(item: Batch | _Failure | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=STOP_CHECK_SECONDS)
-            except queue.Full:
-                continue
 
     def fill() -> None:
         try:
             for item in items:
-                put(item)
+                room.get()
                 if stop.is_set():
                     return
-            put(None)
+                ready.put(item)
+            ready.put(None)
         except BaseException as error:
-            put(_Failure(error))
+            ready.put(_Failure(error))
 
     thread = threading.Thread(target=fill, name="token stream reader", daemon=True)
 
     def end() -> None:
         stop.set()
+        room.put(None)
         # The garbage collector may run this in the reader itself, which cannot wait for its own end.
         if threading.current_thread() is not thread:
             thread.join()
@@ -225,6 +223,7 @@ def read_ahead(items: Iterator[Batch], depth: int) -> Generator[Batch, None, Non
         while (item := ready.get()) is not None:
             if isinstance(item, _Failure):
                 raise item.error
+            room.put(None)
             yield item
     finally:
         end()

@@ -11,11 +11,11 @@ from datamodules.documents import MAX_DOCUMENT_BYTES
 from datamodules.files import written_beside
 
 
-def load_tokenizer(path: Path | str, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model.
+def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:
+    """Load a SentencePiece model, of `vocab_size` pieces or, with None, of any number.
 
     Raises:
-        UserError: the file is missing, is not a SentencePiece model, or its vocabulary is not of `vocab_size` pieces.
+        UserError: the file is missing, is not a SentencePiece model, or its vocabulary is of another size.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,7 +27,7 @@ def load_tokenizer(path: Path | str, vocab_size: int) -> sentencepiece.SentenceP
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is not a SentencePiece model or is damaged: download or train it again") from error
-    if len(tokenizer) != vocab_size:
+    if vocab_size is not None and len(tokenizer) != vocab_size:
         raise UserError(
             f"tokenizer {path} has {len(tokenizer)} pieces where {vocab_size} are configured: "
             "set the vocabulary size to the tokenizer's or give the tokenizer that the shards were made with"

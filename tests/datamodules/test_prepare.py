@@ -22,7 +22,7 @@ needs_sample = pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shar
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil 12 kettles of tea"
 WORDS = TEXT.split()
 DOCUMENTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(20 + i)).encode() for i in range(30)]
-SETTINGS = {"source": "words", "val_docs": 5, "vocab_size": 300}
+SETTINGS = {"source": "words", "val_docs": 5, "tokenizer": 300}
 
 
 def tokens(folder: Path, split: str) -> list[int]:
@@ -41,8 +41,7 @@ def test_reproduces_the_published_tokens(tmp_path: Path) -> None:
         tmp_path,
         source="sample",
         val_docs=0,
-        vocab_size=1024,
-        tokenizer_path=PUBLISHED,
+        tokenizer=PUBLISHED,
         shard_tokens=314_228,
     )
     name = "fineweb_train_000000.bin"
@@ -126,19 +125,18 @@ def test_document_hashes_see_where_documents_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "settings", "message"),
     [
-        (DOCUMENTS, {"vocab_size": 5000}, "not a vocabulary of 5000: give more text or a smaller --vocab-size"),
-        (DOCUMENTS, {"vocab_size": 260}, "a vocabulary of 260 pieces is not possible"),
-        (DOCUMENTS, {"vocab_size": 65537}, "a vocabulary of 65537 pieces is not possible"),
+        (DOCUMENTS, {"tokenizer": 5000}, "not a vocabulary of 5000: give more text or a smaller --vocab-size"),
+        (DOCUMENTS, {"tokenizer": 260}, "a vocabulary of 260 pieces is not possible"),
+        (DOCUMENTS, {"tokenizer": 65537}, "a vocabulary of 65537 pieces is not possible"),
         (DOCUMENTS[:5], {}, "no tokenizer could be trained on this text"),
-        (DOCUMENTS[:5], {"tokenizer_path": PUBLISHED, "vocab_size": 1024}, "words has no document to train on"),
-        (DOCUMENTS, {"tokenizer_path": PUBLISHED}, "has 1024 pieces where 300 are configured"),
-        (DOCUMENTS, {"tokenizer_path": Path("gone.model")}, r"no tokenizer at gone\.model"),
+        (DOCUMENTS[:5], {"tokenizer": PUBLISHED}, "words has no document to train on"),
+        (DOCUMENTS, {"tokenizer": Path("gone.model")}, r"no tokenizer at gone\.model"),
     ],
 )
 def test_what_a_user_can_mend_leaves_an_empty_folder(
     tmp_path: Path, documents: list[bytes], settings: dict[str, object], message: str
 ) -> None:
-    if settings.get("tokenizer_path") == PUBLISHED and not PUBLISHED.is_file():
+    if settings.get("tokenizer") == PUBLISHED and not PUBLISHED.is_file():
         pytest.skip("needs ../shared/fineweb_sample")
     with pytest.raises(UserError, match=message):
         prepare(documents, tmp_path, **{**SETTINGS, **settings})  # type: ignore[arg-type]
