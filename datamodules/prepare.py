@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from components.errors import UserError
 from datamodules.command import run_command
 from datamodules.documents import FORMATS, STANDARD_INPUT, read_documents
 from datamodules.manifest import TOKENIZER_NAME, FileRecord, Manifest, SplitRecord
-from datamodules.shards import Split, TokenIds, new_shard, shard_name
+from datamodules.shards import Split, TokenIds, write_shards
 from datamodules.tokenizer import load_tokenizer, train_tokenizer
 
 SHARD_TOKENS = 100_000_000
@@ -31,6 +31,8 @@ TOKENIZER_TEXT_BYTES = 1 << 25
 """The tokenizer is trained on this much text from the start of the training documents."""
 BATCH_BYTES = 1 << 23
 """Text handed to the encoding threads at once."""
+
+EncodedDocument = tuple[bytes, TokenIds]
 
 
 def prepare(
@@ -73,13 +75,13 @@ def prepare(
             load_tokenizer(tokenizer)
             shutil.copyfile(tokenizer, scratch / TOKENIZER_NAME)
         encoder = Encoder(load_tokenizer(scratch / TOKENIZER_NAME), num_workers)
-        val_text = SplitText(val_documents)
-        train_text = SplitText(documents, left_out={_digest(document) for document in val_documents})
-        splits: dict[Split, SplitRecord] = {
-            "val": _write_split("val", val_text, encoder, scratch, shard_tokens),
-            "train": _write_split("train", train_text, encoder, scratch, shard_tokens),
-        }
-        if train_text.num_documents == 0:
+        val = list(encoder.encode(val_documents))
+        val_record, _ = _write_split("val", val, set(), scratch, shard_tokens)
+        val_digests = {ids_digest(ids) for _, ids in val}
+        train_record, num_left_out = _write_split(
+            "train", encoder.encode(documents), val_digests, scratch, shard_tokens
+        )
+        if train_record.num_documents == 0:
             raise UserError(
                 f"{source} has no document to train on beside the first {val_docs}, which are for validation: "
                 "give more text or a smaller --val-docs"
@@ -88,8 +90,8 @@ def prepare(
             source=source,
             vocab_size=encoder.vocab_size,
             tokenizer=FileRecord.of(scratch / TOKENIZER_NAME),
-            splits=splits,
-            left_out_of_train=train_text.num_left_out,
+            splits={"val": val_record, "train": train_record},
+            left_out_of_train=num_left_out,
         )
         for file in manifest.files():
             (scratch / file.name).replace(folder / file.name)
@@ -97,29 +99,9 @@ def prepare(
     return manifest
 
 
-class SplitText:
-    """The documents of one split, counted as they pass."""
-
-    def __init__(self, documents: Iterable[bytes], left_out: Collection[bytes] = ()) -> None:
-        """Take documents but those with a SHA-256 digest in `left_out`."""
-        self.num_documents = 0
-        self.num_bytes = 0
-        self.num_left_out = 0
-        self.digests = hashlib.sha256()
-        self._documents = documents
-        self._left_out = left_out
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Pass the documents on."""
-        for document in self._documents:
-            digest = _digest(document)
-            if digest in self._left_out:
-                self.num_left_out += 1
-                continue
-            self.num_documents += 1
-            self.num_bytes += len(document)
-            self.digests.update(digest)
-            yield document
+def ids_digest(ids: TokenIds) -> bytes:
+    """Eight bytes that tell documents apart by their ids, which is how a network sees them."""
+    return hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
 
 
 class Encoder:
@@ -137,8 +119,8 @@ class Encoder:
         self._tokenizer = tokenizer
         self._num_workers = num_workers or os.cpu_count() or 1
 
-    def encode(self, documents: Iterable[bytes]) -> Iterator[TokenIds]:
-        """Ids of all documents, in order, in pieces of one batch; each of shape [batch_ids].
+    def encode(self, documents: Iterable[bytes]) -> Iterator[EncodedDocument]:
+        """Each document and its ids, of shape [document_ids], in order.
 
         The next batch is read while one is encoded: SentencePiece's threads do not hold Python's lock.
         """
@@ -146,46 +128,49 @@ class Encoder:
             ThreadPoolExecutor(max_workers=1) as executor,
             tqdm(unit="B", unit_scale=True, desc="encoding text", leave=False) as progress,
         ):
-            encoding: Future[TokenIds] | None = None
+            encoding: Future[list[EncodedDocument]] | None = None
             for batch in _batches(documents, BATCH_BYTES):
                 following = executor.submit(self._encode_batch, batch)
                 if encoding:
-                    yield encoding.result()
+                    yield from encoding.result()
                 encoding = following
                 progress.update(sum(map(len, batch)))
             if encoding:
-                yield encoding.result()
+                yield from encoding.result()
 
-    def _encode_batch(self, batch: list[bytes]) -> TokenIds:
-        ids = self._tokenizer.Encode(batch, return_type="numpy", add_bos=True, num_threads=self._num_workers)
-        return np.concatenate(ids).astype(np.uint16)
+    def _encode_batch(self, batch: list[bytes]) -> list[EncodedDocument]:
+        encoded = self._tokenizer.Encode(batch, return_type="numpy", add_bos=True, num_threads=self._num_workers)
+        return [(document, ids.astype(np.uint16)) for document, ids in zip(batch, encoded, strict=True)]
 
 
-def _write_split(split: Split, text: SplitText, encoder: Encoder, folder: Path, shard_tokens: int) -> SplitRecord:
-    num_tokens = 0
-    shards: list[FileRecord] = []
-    pieces = encoder.encode(text)
-    piece = next(pieces, None)
-    while piece is not None:
-        path = folder / shard_name(split, len(shards))
-        with new_shard(path) as shard:
-            while piece is not None and shard.num_ids < shard_tokens:
-                room = shard_tokens - shard.num_ids
-                shard.append(piece[:room])
-                piece = piece[room:] if len(piece) > room else next(pieces, None)
-        num_tokens += shard.num_ids
-        shards.append(FileRecord.of(path))
-    return SplitRecord(
-        num_documents=text.num_documents,
+def _write_split(
+    split: Split, documents: Iterable[EncodedDocument], left_out: set[bytes], folder: Path, shard_tokens: int
+) -> tuple[SplitRecord, int]:
+    """Write a split's shards but for the documents with a digest in `left_out`, and count those."""
+    text_bytes = num_documents = num_left_out = num_tokens = 0
+    digests = hashlib.sha256()
+
+    def kept() -> Iterator[TokenIds]:
+        nonlocal text_bytes, num_documents, num_left_out, num_tokens
+        for document, ids in documents:
+            if left_out and ids_digest(ids) in left_out:
+                num_left_out += 1
+                continue
+            num_documents += 1
+            num_tokens += len(ids)
+            text_bytes += len(document)
+            digests.update(hashlib.sha256(document).digest())
+            yield ids
+
+    paths = write_shards(kept(), folder, split, shard_tokens)
+    record = SplitRecord(
+        num_documents=num_documents,
         num_tokens=num_tokens,
-        text_bytes=text.num_bytes,
-        documents_sha256=text.digests.hexdigest(),
-        shards=shards,
+        text_bytes=text_bytes,
+        documents_sha256=digests.hexdigest(),
+        shards=[FileRecord.of(path) for path in paths],
     )
-
-
-def _digest(document: bytes) -> bytes:
-    return hashlib.sha256(document).digest()
+    return record, num_left_out
 
 
 def _first_bytes(documents: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ Header word 0 is `MAGIC`, word 1 is `VERSION`, word 2 the number of ids; the res
 published FineWeb export.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -113,3 +113,21 @@ def write_shard(path: Path | str, ids: TokenIds) -> None:
     """Write ids of shape [num_ids] as one shard."""
     with new_shard(path) as shard:
         shard.append(ids)
+
+
+def write_shards(pieces: Iterable[TokenIds], folder: Path, split: Split, shard_tokens: int) -> list[Path]:
+    """Write a stream of ids, in pieces of any length, as the shards of a split.
+
+    Every shard but the last has `shard_tokens` ids. Returns their paths; no ids make no shard.
+    """
+    paths: list[Path] = []
+    remaining = iter(pieces)
+    piece = next(remaining, None)
+    while piece is not None:
+        paths.append(folder / shard_name(split, len(paths)))
+        with new_shard(paths[-1]) as shard:
+            while piece is not None and shard.num_ids < shard_tokens:
+                room = shard_tokens - shard.num_ids
+                shard.append(piece[:room])
+                piece = piece[room:] if len(piece) > room else next(remaining, None)
+    return paths
