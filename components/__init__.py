@@ -1,1 +1,1 @@
-"""The system in plain torch: network, optimizer, quantisation, artifact file, bits per byte. Never imports lightning."""
+"""The system in plain torch, without lightning: network, optimizer, quantisation, artifact file, bits per byte."""

@@ -126,7 +126,8 @@ class BigramHash(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.05))
         # The table starts at zero, so the projection must not, at any width: with both at zero neither has a gradient.
         nn.init.zeros_(self.embed.weight)
-        nn.init.orthogonal_(self.proj.weight, gain=1 / math.sqrt(2 * num_layers))
+        with torch.no_grad():
+            self.proj.weight.mul_(1 / math.sqrt(2 * num_layers))
 
     def buckets(self, ids_BT: Tensor) -> Tensor:
         """Hash bucket of every position, int32 [B, T]; a sequence's first position has the last bucket to itself."""
@@ -257,15 +258,14 @@ class GPT(nn.Module):
             nn.init.normal_(self.tok_emb.weight, std=self.config.tied_embed_init_std)
         else:
             nn.init.zeros_(self.lm_head.weight)
-        for block in self.blocks:
-            for proj in (block.attn.proj, block.mlp.proj):
-                if self.config.output_proj_init == "zero":
-                    nn.init.zeros_(proj.weight)
-                else:
-                    nn.init.orthogonal_(proj.weight, gain=1 / math.sqrt(2 * self.config.num_layers))
+        gain = 0.0 if self.config.output_proj_init == "zero" else 1 / math.sqrt(2 * self.config.num_layers)
+        with torch.no_grad():
+            for name, p in self.blocks.named_parameters():
+                if name.endswith("proj.weight"):
+                    p.mul_(gain)
 
     def enable_fake_quantisation(self, keep_last_k_fp16: int) -> None:
-        """Let forward passes see MLP and attention matrices as export will store them, with a straight-through gradient.
+        """Let forward passes see MLP and attention matrices as export will store them, with straight-through gradients.
 
         Args:
             keep_last_k_fp16: Key projections of so many last blocks are exported in float16 and stay as they are.
@@ -295,7 +295,8 @@ class GPT(nn.Module):
         if self.bigram is not None:
             x = x + self.bigram(input_ids_BT, dtype)
         x = self.smear(rms_norm(x).to(dtype), input_ids_BT)
-        x0, skips = x, []
+        x0 = x
+        skips: list[Tensor] = []
         cos, sin = rotary_tables(
             input_ids_BT.size(1), self.config.model_dim // self.config.num_heads, self.config.rope_base, device
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from components.gpt import GPT
@@ -84,17 +85,19 @@ def build_optimizer(network: GPT, config: OptimizerConfig) -> CompositeOptimizer
 
     Groups: ``matrices``, ``tables``, ``controls`` and, when embeddings are not tied, ``head``.
     """
-    matrices, tables, controls = [], [network.tok_emb.weight], []
+    matrices: list[Tensor] = []
+    tables: list[Tensor] = [network.tok_emb.weight]
+    controls: list[Tensor] = []
     if network.bigram is not None:
         tables.append(network.bigram.embed.weight)
-    head = [] if network.lm_head is None else [network.lm_head.weight]
+    head: list[Tensor] = [] if network.lm_head is None else [network.lm_head.weight]
     taken = {id(p) for p in (*tables, *head)}
     for name, p in network.named_parameters():
         if id(p) not in taken:
             # A skip or mix weight is 2-D too, but a stack of vectors: only linear layers hold matrices.
             (matrices if name.endswith(".weight") else controls).append(p)
 
-    def group(name: str, params: list[torch.nn.Parameter], lr: float, **settings: float) -> dict[str, Any]:
+    def group(name: str, params: list[Tensor], lr: float, **settings: float) -> dict[str, Any]:
         return {"name": name, "params": params, "lr": lr, "initial_lr": lr, **settings}
 
     table_lr = config.untied_table_lr if head else config.table_lr

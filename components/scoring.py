@@ -158,6 +158,25 @@ class WindowLoader:
         )
 
 
+class Score(NamedTuple):
+    """Totals over the scored text."""
+
+    nats: float
+    num_bytes: int
+    num_tokens: int
+    num_windows: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of a target, in nats."""
+        return self.nats / self.num_tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that the model needs for a byte of the text."""
+        return self.nats / math.log(2) / self.num_bytes
+
+
 class BitsPerByte(Metric):
     """Total nats over total bytes: float64 and int64 sums, so that splitting the text over ranks changes nothing.
 
@@ -198,27 +217,7 @@ class BitsPerByte(Metric):
         )
 
 
-@dataclass(frozen=True)
-class Score:
-    """Totals over the scored text."""
-
-    nats: float
-    num_bytes: int
-    num_tokens: int
-    num_windows: int
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy of a target, in nats."""
-        return self.nats / self.num_tokens
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits that the model needs for a byte of the text."""
-        return self.nats / math.log(2) / self.num_bytes
-
-
-@torch.inference_mode()
+@torch.no_grad()  # as in the validation loop of a fit, whose compiled graph then serves here too
 def score(network: nn.Module, batches: WindowLoader, progress: str | None = None) -> Score:
     """Score the windows of every rank's ``batches``.
 

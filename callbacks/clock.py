@@ -1,0 +1,146 @@
+"""The run's one clock: seconds of training that every rank agrees on, and the budget that ends the run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.common import ends_step
+from components.errors import UserError
+
+RECENT_STEPS = 5  # whose longest stands for the next one: few, so that one hiccup does not end the run early
+
+
+class Clock(Callback):
+    """Measure training time, the same on every rank, and stop before the step that would overrun the budget.
+
+    The clock starts when training does, so after whatever an earlier callback's ``on_train_start`` compiled, and
+    stands still during validation. It is read once an optimizer step on rank 0 and broadcast between hosts, without
+    waiting for the device; whatever depends on time depends on this reading, so ranks cannot disagree. On a GPU a
+    reading waits for the step before the last launched one, so one step at most is under way beyond it.
+
+    Args:
+        max_seconds: Budget of training time, in seconds; 0 for none, and then trainer.max_steps ends the run.
+    """
+
+    def __init__(self, max_seconds: float = 600.0) -> None:
+        super().__init__()
+        if max_seconds < 0:
+            raise UserError(f"clock.max_seconds is {max_seconds}; set a budget in seconds, or 0 for none.")
+        self.max_seconds = max_seconds
+        self.elapsed = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._started: float | None = None
+        self._elapsed_at_start = 0.0
+        self._group: Any = None
+        self._last_launched: torch.cuda.Event | None = None
+
+    def progress(self, trainer: Trainer) -> float:
+        """Share of the budget that is spent, 0 to 1: of the seconds where they are limited, else of the steps."""
+        if self.max_seconds:
+            return self.elapsed / self.max_seconds
+        return trainer.global_step / trainer.max_steps
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse an endless run, and open the hosts' own line to each other.
+
+        Raises:
+            UserError: Neither seconds nor steps are limited.
+        """
+        if stage != TrainerFn.FITTING:
+            return
+        if not self.max_seconds and trainer.max_steps < 0:
+            raise UserError("The run has no end: set clock.max_seconds or trainer.max_steps.")
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start once every rank is ready; stop at once if a resumed run's budget is already spent."""
+        trainer.strategy.barrier("clock start")
+        self._resume(trainer)
+        if trainer.global_step:
+            self._stop_in_time(trainer, self.elapsed / trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the clock after each optimizer step, and stop if the next would overrun."""
+        if not ends_step(trainer, batch_idx):
+            return
+        self._wait_for_step_before(trainer)
+        before, self.elapsed = self.elapsed, self._agree(self._read())
+        self._recent.append(self.elapsed - before)
+        self._stop_in_time(trainer, max(self._recent))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand still while a run validates."""
+        if trainer.state.fn == TrainerFn.FITTING and self._started is not None:
+            self._pause(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on."""
+        if trainer.state.fn == TrainerFn.FITTING and self._started is None and not trainer.sanity_checking:
+            self._resume(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop, all launched work done: the stream is endless, so its epoch ends with the run."""
+        self._pause(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {"elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's elapsed time."""
+        self.elapsed = state_dict["elapsed"]
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """What the run summary says of time."""
+        return {"wallclock_seconds": self.elapsed, "max_wallclock_seconds": self.max_seconds}
+
+    def _read(self) -> float:
+        """Seconds on this rank's clock."""
+        if self._started is None:
+            return self._elapsed_at_start
+        return self._elapsed_at_start + time.perf_counter() - self._started
+
+    def _agree(self, seconds: float) -> float:
+        if self._group is None:
+            return seconds
+        reading = torch.tensor(seconds, dtype=torch.float64)
+        dist.broadcast(reading, src=0, group=self._group)
+        return reading.item()
+
+    def _resume(self, trainer: Trainer) -> None:
+        _synchronise(trainer)
+        self._elapsed_at_start, self._started = self.elapsed, time.perf_counter()
+
+    def _pause(self, trainer: Trainer) -> None:
+        _synchronise(trainer)
+        self.elapsed = self._agree(self._read())
+        self._started = None
+
+    def _wait_for_step_before(self, trainer: Trainer) -> None:
+        if trainer.strategy.root_device.type != "cuda":
+            return
+        if self._last_launched is not None:
+            self._last_launched.synchronize()
+        self._last_launched = torch.cuda.Event()
+        self._last_launched.record()
+
+    def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:
+        """Stop if the next step, and the one that may still be under way, would end beyond the budget."""
+        under_way = 0 if self._last_launched is None else 1
+        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.max_seconds:
+            trainer.should_stop = True
+
+
+def _synchronise(trainer: Trainer) -> None:
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)

@@ -1,0 +1,94 @@
+"""Late quantisation-aware training: the last stretch of a run trains with the weights as export will store them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.clock import Clock
+from callbacks.common import find, network_of, starts_step
+from components.errors import UserError
+
+
+class LateQAT(Callback):
+    """Switch the network's matrices to fake quantisation once the run has spent a share of its budget.
+
+    Validation during the run sees the float weights, as before the switch, so that the curve stays comparable.
+
+    Args:
+        start_fraction: Share of the budget (seconds, or steps where seconds are not limited) after which forward
+            passes see quantised weights; 1 for never.
+        keep_last_k_fp16: Key projections of so many last blocks stay float, as export keeps them in float16.
+    """
+
+    def __init__(self, start_fraction: float = 0.85, keep_last_k_fp16: int = 1) -> None:
+        super().__init__()
+        if not 0 <= start_fraction <= 1:
+            raise UserError(
+                f"late_qat.start_fraction is {start_fraction}; set the share of the budget, from 0 to 1 (1 for never)."
+            )
+        self.start_fraction = start_fraction
+        self.keep_last_k_fp16 = keep_last_k_fp16
+        self.start_step: int | None = None
+        self.start_seconds: float | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether training has switched."""
+        return self.start_step is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on under quantisation where a resumed run had switched."""
+        if self.active:
+            self._enable(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Switch before the first step beyond the share."""
+        if self.active or self.start_fraction == 1 or not starts_step(trainer, batch_idx):
+            return
+        clock = find(trainer, Clock)
+        if clock.progress(trainer) >= self.start_fraction:
+            self.start_step, self.start_seconds = trainer.global_step, clock.elapsed
+            self._enable(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show validation the float weights."""
+        network_of(pl_module).disable_fake_quantisation()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on under quantisation."""
+        if self.active and not trainer.sanity_checking:
+            self._enable(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the float weights to whoever reads the network next."""
+        network_of(pl_module).disable_fake_quantisation()
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the run switched."""
+        return {"start_step": self.start_step, "start_seconds": self.start_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember when the run switched."""
+        self.start_step, self.start_seconds = state_dict["start_step"], state_dict["start_seconds"]
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """What the run summary says of the switch."""
+        return {
+            "qat_start_step": self.start_step,
+            "qat_start_seconds": self.start_seconds,
+            "qat_steps": 0 if self.start_step is None else trainer.global_step - self.start_step,
+        }
+
+    def missed(self, trainer: Trainer) -> list[str]:
+        """Phases that this run was too short for."""
+        if self.start_fraction < 1 and not self.active:
+            return [
+                f"late QAT never began: the run ended at {find(trainer, Clock).progress(trainer):.0%} of its budget, "
+                f"before late_qat.start_fraction {self.start_fraction}"
+            ]
+        return []
+
+    def _enable(self, pl_module: LightningModule) -> None:
+        network_of(pl_module).enable_fake_quantisation(self.keep_last_k_fp16)

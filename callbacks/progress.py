@@ -1,0 +1,59 @@
+"""The progress bar: how much of the budget is spent, the phase of the run, loss and bits per byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from callbacks.clock import Clock
+from callbacks.common import ends_step, find
+from callbacks.late_qat import LateQAT
+from callbacks.monitor import Monitor
+from callbacks.schedule import Schedule
+
+
+class BudgetProgressBar(TQDMProgressBar):
+    """Lightning's bar, filled by the budget that ends the run (seconds, else steps) rather than by batches."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Measure the bar in the run's budget."""
+        clock = find(trainer, Clock)
+        self.train_progress_bar.reset(total=clock.max_seconds or trainer.max_steps)
+        self.train_progress_bar.bar_format = (
+            "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+            + (" s" if clock.max_seconds else " steps")
+            + "{postfix}"
+        )
+        self._show(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on with every ``refresh_rate``-th optimizer step, and with the last."""
+        if ends_step(trainer, batch_idx) and (trainer.global_step % self.refresh_rate == 0 or trainer.should_stop):
+            self._show(trainer)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar: step, training loss and the last validation."""
+        metrics: dict[str, int | str | float | dict[str, float]] = {"step": str(trainer.global_step)}
+        loss = find(trainer, Monitor).loss
+        if loss is not None:
+            metrics["loss"] = f"{loss:.4f}"
+        return metrics | {name: f"{value:.4f}" for name, value in trainer.progress_bar_metrics.items()}
+
+    def _show(self, trainer: Trainer) -> None:
+        bar, clock = self.train_progress_bar, find(trainer, Clock)
+        bar.n = round(clock.elapsed, 1) if clock.max_seconds else trainer.global_step
+        bar.set_description_str(phase(trainer), refresh=False)
+        bar.set_postfix(self.get_metrics(trainer, trainer.lightning_module))
+
+
+def phase(trainer: Trainer) -> str:
+    """What a step of the run is doing now."""
+    if find(trainer, LateQAT).active:
+        return "late QAT"
+    return "warm-down" if find(trainer, Schedule).multiplier < 1 else "constant rate"

@@ -1,0 +1,88 @@
+"""Learning-rate warm-down on the clock and Muon's momentum warm-up on the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.clock import Clock
+from callbacks.common import find, starts_step
+from components.errors import UserError
+
+
+class Schedule(Callback):
+    """Set every learning rate and Muon's momentum before each optimizer step.
+
+    Learning rates are their initial ones times a multiplier: 1, then down to 0 in a straight line over the last
+    ``warmdown_steps`` at the run's mean step time, or, where seconds are not limited, over the last of its steps.
+
+    Args:
+        warmdown_steps: Length of the warm-down, in optimizer steps.
+        momentum_start: Muon's momentum at the first step.
+        momentum_end: Muon's momentum once warmed up.
+        momentum_warmup_steps: Steps over which momentum moves from one to the other, in a straight line.
+    """
+
+    def __init__(
+        self,
+        warmdown_steps: int = 3000,
+        momentum_start: float = 0.92,
+        momentum_end: float = 0.99,
+        momentum_warmup_steps: int = 1500,
+    ) -> None:
+        super().__init__()
+        for name, steps in (("warmdown_steps", warmdown_steps), ("momentum_warmup_steps", momentum_warmup_steps)):
+            if steps < 0:
+                raise UserError(f"schedule.{name} is {steps}; set it to 0 for none or to a number of steps.")
+        self.warmdown_steps = warmdown_steps
+        self.momentum_start = momentum_start
+        self.momentum_end = momentum_end
+        self.momentum_warmup_steps = momentum_warmup_steps
+        self.multiplier = 1.0
+        self.warmdown_start_step: int | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write the step's rates into the optimizer's groups."""
+        if not starts_step(trainer, batch_idx):
+            return
+        self.multiplier = self._multiplier(trainer)
+        if self.multiplier < 1 and self.warmdown_start_step is None:
+            self.warmdown_start_step = trainer.global_step
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * self.multiplier
+            if "momentum" in group:
+                group["momentum"] = self._momentum(trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the warm-down began."""
+        return {"warmdown_start_step": self.warmdown_start_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember when the warm-down began."""
+        self.warmdown_start_step = state_dict["warmdown_start_step"]
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """What the run summary says of the schedule."""
+        return {"warmdown_start_step": self.warmdown_start_step, "final_lr_multiplier": self.multiplier}
+
+    def missed(self, trainer: Trainer) -> list[str]:
+        """Phases that this run was too short for."""
+        if self.warmdown_steps and self.warmdown_start_step is None:
+            return [
+                f"the learning rate never warmed down: {self.warmdown_steps} steps of warm-down did not come into the "
+                f"run's {trainer.global_step} steps"
+            ]
+        return []
+
+    def _multiplier(self, trainer: Trainer) -> float:
+        step, clock = trainer.global_step, find(trainer, Clock)
+        if clock.max_seconds:
+            remaining, warmdown = clock.max_seconds - clock.elapsed, self.warmdown_steps * clock.elapsed / max(step, 1)
+        else:
+            remaining, warmdown = trainer.max_steps - step, self.warmdown_steps
+        return max(0.0, remaining / warmdown) if remaining < warmdown else 1.0
+
+    def _momentum(self, step: int) -> float:
+        share = min(1.0, step / self.momentum_warmup_steps) if self.momentum_warmup_steps else 1.0
+        return (1 - share) * self.momentum_start + share * self.momentum_end

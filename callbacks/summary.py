@@ -1,0 +1,73 @@
+"""summary.json: what a run was, what it did, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from callbacks.common import callbacks_of, data_of, network_of
+
+
+class RunSummary(Callback):
+    """Gather every callback's ``summary`` into the log folder, and warn of every phase that never came.
+
+    Must come after the callbacks that it asks. One of them may have ``summary(trainer) -> dict`` and
+    ``missed(trainer) -> list of sentences``.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a fit's summary and say what never happened."""
+        missed = [
+            sentence
+            for callback in callbacks_of(trainer)
+            if hasattr(callback, "missed")
+            for sentence in callback.missed(trainer)
+        ]
+        for sentence in missed:
+            rank_zero_warn(f"A phase never came: {sentence}.")
+        batch_tokens = data_of(trainer).train_batch_tokens
+        steps = {"step_stop": trainer.global_step, "tokens_seen": trainer.global_step * batch_tokens}
+        self._write(trainer, pl_module, {**steps, "phases_missed": missed})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a validate's summary."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write(trainer, pl_module, {})
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, facts: dict[str, Any]) -> None:
+        for callback in callbacks_of(trainer):
+            if hasattr(callback, "summary"):
+                facts |= callback.summary(trainer)
+        facts |= _surroundings(trainer, pl_module)
+        if trainer.is_global_zero:
+            assert trainer.log_dir is not None
+            path = Path(trainer.log_dir) / "summary.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".tmp")
+            beside.write_text(json.dumps(facts, indent=2) + "\n")
+            beside.replace(path)
+            rank_zero_info(f"Summary: {path}")
+
+
+def _surroundings(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "num_params": sum(p.numel() for p in network_of(pl_module).parameters()),
+        "seed": None if seed is None else int(seed),
+        "world_size": trainer.world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "precision": str(trainer.precision),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }

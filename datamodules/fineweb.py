@@ -1,0 +1,150 @@
+"""The DataModule: what each rank trains on and scores, out of a folder of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from components.byte_counts import token_byte_table
+from components.errors import UserError
+from components.scoring import ScoringConfig, WindowLoader
+from datamodules.shards import find_shards
+from datamodules.stream import SpanLoader, TokenStream
+from datamodules.tokenizer import load_tokenizer
+
+
+class FineWeb(LightningDataModule):
+    """Stream the train shards of a folder and score its validation shards.
+
+    An optimizer step reads ``train_micro_batches`` spans of the stream in order, whatever the number of ranks; a rank
+    accumulates over its share of them. The stream's position is part of a checkpoint.
+
+    Args:
+        path: Folder that holds fineweb_train_*.bin and fineweb_val_*.bin.
+        tokenizer_path: The SentencePiece model that the shards were made with.
+        train_batch_tokens: Tokens of an optimizer step over all ranks.
+        train_seq_len: Tokens of a training sequence.
+        train_micro_batches: Micro-batches of an optimizer step over all ranks; the number of ranks must divide it.
+        vocab_size: Pieces in the tokenizer's vocabulary.
+        scoring: How validation text is scored.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/datasets/fineweb10B_sp1024",
+        tokenizer_path: str = "data/tokenizers/fineweb_1024_bpe.model",
+        train_batch_tokens: int = 786432,
+        train_seq_len: int = 2048,
+        train_micro_batches: int = 8,
+        vocab_size: int = 1024,
+        scoring: ScoringConfig = ScoringConfig(),
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.tokenizer_path = Path(tokenizer_path)
+        self.train_batch_tokens = train_batch_tokens
+        self.train_seq_len = train_seq_len
+        self.train_micro_batches = train_micro_batches
+        self.vocab_size = vocab_size
+        self.scoring = scoring
+        self._start_position = 0
+        self._start_step = 0
+        self._train_loader: SpanLoader | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the data, and give the trainer the accumulation that the number of ranks leaves.
+
+        Raises:
+            UserError: A shard, the tokenizer or the batch is not what it should be.
+        """
+        assert self.trainer is not None
+        tokenizer = load_tokenizer(self.tokenizer_path, self.vocab_size)
+        self._val_ids = self._read_validation_ids()
+        self._val_bytes = token_byte_table(tokenizer).target_bytes(self._val_ids.long())
+        if stage == TrainerFn.FITTING:
+            self._train_loader = self._open_train_loader()
+            self._set_accumulation()
+
+    def _read_validation_ids(self) -> Tensor:
+        shards = TokenStream(find_shards(self.path, "val"), self.vocab_size)
+        wanted = min(len(shards), self.scoring.max_tokens or len(shards))
+        if wanted < 2:
+            raise UserError(
+                f"The validation shards in {self.path} hold {wanted} ids, and scoring needs at least two; "
+                "download or prepare them again."
+            )
+        return torch.from_numpy(np.array(shards.take(0, wanted), dtype=np.int32))
+
+    def _open_train_loader(self) -> SpanLoader:
+        assert self.trainer is not None
+        return SpanLoader(
+            TokenStream(find_shards(self.path, "train"), self.vocab_size),
+            position=self._start_position,
+            batch_tokens=self.train_batch_tokens,
+            micro_batches=self.train_micro_batches,
+            seq_len=self.train_seq_len,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _set_accumulation(self) -> None:
+        assert self.trainer is not None
+        derived = self.train_micro_batches // self.trainer.world_size
+        if self.trainer.accumulate_grad_batches not in (1, derived):
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but "
+                f"{self.train_micro_batches} micro-batches over {self.trainer.world_size} ranks make {derived}; leave "
+                "it out, or change data.train_micro_batches."
+            )
+        self.trainer.accumulate_grad_batches = derived
+
+    def train_dataloader(self) -> SpanLoader:
+        """This rank's micro-batches, without end."""
+        assert self._train_loader is not None
+        return self._train_loader
+
+    def val_dataloader(self) -> WindowLoader:
+        """This rank's windows: chunks during training, sliding when validating."""
+        assert self.trainer is not None
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self.windows(self.scoring.fit_stride if fitting else self.scoring.stride)
+
+    def windows(self, stride: int) -> WindowLoader:
+        """This rank's windows at a stride, on its device."""
+        assert self.trainer is not None
+        return WindowLoader(
+            self._val_ids,
+            self._val_bytes,
+            seq_len=self.scoring.seq_len,
+            stride=stride,
+            batch_windows=self.scoring.batch_windows,
+            device=self.trainer.strategy.root_device,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Made-up input and target ids in a micro-batch's form, [sequences, train_seq_len] each."""
+        num_targets = self.train_batch_tokens // self.train_micro_batches
+        span = torch.arange(num_targets + 1, device=device) % self.vocab_size
+        return span[:-1].view(-1, self.train_seq_len), span[1:].view(-1, self.train_seq_len)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's position, in ids that all ranks together have trained on."""
+        assert self.trainer is not None
+        assert self._train_loader is not None
+        micro_batches = (self.trainer.global_step - self._start_step) * self.trainer.accumulate_grad_batches
+        return {"position": self._train_loader.position_after(micro_batches), "step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's position, whatever the number of ranks then or now."""
+        self._start_position, self._start_step = state_dict["position"], state_dict["step"]
+        if self._train_loader is not None:
+            self._train_loader = self._open_train_loader()

@@ -1,0 +1,50 @@
+"""The LightningModule: the network, its optimizer, and per-token nats for training and scoring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from components.gpt import GPT, GPTConfig
+from components.optimizer import CompositeOptimizer, OptimizerConfig, build_optimizer
+from components.scoring import WindowBatch
+
+
+class GPTModule(LightningModule):
+    """Train and score a ``GPT``.
+
+    Args:
+        compile: Whether to compile the network (needs a C++ compiler on a CPU).
+        optimizer: Rates and decays of each parameter group.
+        network: The network's settings, those of ``GPTConfig``.
+    """
+
+    def __init__(
+        self,
+        compile: bool = False,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        **network: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = GPT(GPTConfig(**network))
+        self.optimizer_config = optimizer
+        self.compiled = compile
+        if compile:
+            # In place: a wrapper would rename every key of the checkpoints.
+            self.network.compile(dynamic=False, fullgraph=True)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of a micro-batch of input and target ids, each [B, T], in nats."""
+        input_ids, target_ids = batch
+        return self.network(input_ids, target_ids).mean()
+
+    def validation_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
+        """Nats of every target of a batch of windows, float32 [B, T]."""
+        return self.network(batch.input_ids, batch.target_ids)
+
+    def configure_optimizers(self) -> CompositeOptimizer:
+        """Muon and AdamW as one optimizer; the schedule callback sets its rates."""
+        return build_optimizer(self.network, self.optimizer_config)
