@@ -285,3 +285,9 @@ def _parse_header(content: bytes) -> tuple[dict[str, Setting], dict[str, TensorF
 def _is_possible(form: TensorForm) -> bool:
     rank_fits = len(form.shape) == 2 if form.storage is not Storage.FLOAT16 else len(form.shape) <= _MAX_RANK
     return rank_fits and all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in form.shape)
+
+
+if __name__ == "__main__":
+    from components.artifact_report import main  # imports this module under its own name
+
+    main()

@@ -27,7 +27,7 @@ from components import rans
 from components.quantisation import Storage, StoredTensor
 
 _LEVELS = 128
-_LEAST_LINE = 64  # a row or column of fewer values has no level of its own: it would cost more than it tells
+_LEAST_LINE = 128  # a row or column of fewer values has no level of its own: it would cost more than it tells
 
 
 class _Kind(IntEnum):

@@ -1,0 +1,90 @@
+"""What an artifact holds, for people to read."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from components.artifact import MAX_BYTES, Artifact, read_user_file
+from components.errors import UserError
+from components.public_artifact import read_any_artifact
+from components.quantisation import StoredTensor
+from components.weight_coding import coded_sizes
+
+
+def describe(path: Path) -> str:
+    """The settings of the artifact at `path`, a table of its tensors, its size against the cap, and checksums.
+
+    The bytes of a tensor are its share of the coded values; in a public file, which is compressed in one piece, they
+    are those before compression.
+
+    Raises:
+        UserError: as `read_any_artifact`.
+    """
+    artifact = read_any_artifact(path)
+    data = read_user_file(path)
+    margin = f"{abs(MAX_BYTES - len(data)):,} {'over' if len(data) > MAX_BYTES else 'under'}"
+    return "\n".join(
+        [
+            f"{path}: {'public format' if artifact.settings is None else 'artifact'}",
+            *_settings_lines(artifact),
+            "",
+            *_tensor_lines(artifact, len(data)),
+            "",
+            f"{len(data):,} bytes, {margin} the cap of {MAX_BYTES:,} for artifact and code",
+            f"sha256 of the file     {hashlib.sha256(data).hexdigest()}",
+            f"sha256 of the weights  {weights_sha256(artifact.tensors)}",
+        ]
+    )
+
+
+def weights_sha256(tensors: Mapping[str, StoredTensor]) -> str:
+    """A checksum of names, types, shapes and stored numbers: the same for the same weights in either file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, tensor.storage, list(tensor.values.shape)]).encode())
+        for part in (tensor.values, tensor.scales):
+            if part is not None:
+                digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Describe the file named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m components.artifact", description="Describe an exported model.")
+    parser.add_argument("file", type=Path, help="an artifact, or a public .int5int6.ptz file")
+    try:
+        print(describe(parser.parse_args().file))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _settings_lines(artifact: Artifact) -> list[str]:
+    if artifact.settings is None:
+        return ["settings: the public format holds none"]
+    width = max(map(len, artifact.settings), default=0)
+    return ["settings:", *(f"  {name:<{width}}  {json.dumps(value)}" for name, value in artifact.settings.items())]
+
+
+def _tensor_lines(artifact: Artifact, file_bytes: int) -> list[str]:
+    tensors = artifact.tensors
+    if artifact.settings is None:
+        title, sizes = "raw bytes", [float(tensor.num_bytes) for tensor in tensors.values()]
+    else:
+        title, sizes = "bytes", coded_sizes(list(tensors.values()))
+    rows = [
+        (name, str(tensor.storage), "x".join(map(str, tensor.values.shape)) or "scalar", tensor.values.numel(), size)
+        for (name, tensor), size in zip(tensors.items(), sizes, strict=True)
+    ]
+    rows.append(("all tensors", "", "", sum(row[3] for row in rows), sum(sizes)))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'tensor':<{width}}  {'type':<7}  {'shape':>10}  {'weights':>10}  {title:>10}  bits per weight"]
+    for name, storage, shape, weights, size in rows:
+        bits = f"{8 * size / weights:.3f}" if weights else "-"
+        lines.append(f"{name:<{width}}  {storage:<7}  {shape:>10}  {weights:>10,}  {round(size):>10,}  {bits:>15}")
+    if artifact.settings is not None:
+        rest = file_bytes - sum(sizes)
+        lines.append(f"{'header, statistical model, coder states':<{width + 31}}  {round(rest):>12,}")
+    return lines
