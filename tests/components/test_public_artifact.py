@@ -1,0 +1,240 @@
+"""The public file format: what the public exporter writes is read, what is written its reader takes."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from safetensors.torch import load_file
+
+from components.artifact import MAX_FILE_BYTES, read_artifact, store_state, write_artifact
+from components.artifact_report import describe, weights_sha256
+from components.errors import UserError
+from components.public_artifact import read_any_artifact, read_public_artifact, write_public_artifact
+from components.quantisation import Storage, StoredTensor, quantise
+from tests.components.test_artifact import SETTINGS, assert_same, at_most_a_gibibyte_more, mutate, small_tensors
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+GOLDEN_FILE = GOLDEN / "artifact.int5int6.ptz"
+
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
+
+
+def saved_in(path: Path) -> dict:
+    """What the public reader finds in a file."""
+    return torch.load(io.BytesIO(zstandard.decompress(path.read_bytes())), map_location="cpu")
+
+
+def public_dequantised(saved: dict) -> dict[str, torch.Tensor]:
+    """Float32 weights by the format's description, without this project's code."""
+    weights = {}
+    for name, kind in saved["m"].items():
+        if isinstance(kind, dict):
+            weights[name] = saved["w"][f"{name}.q"].float() * saved["w"][f"{name}.scale"].float()[:, None]
+        else:
+            weights[name] = saved["w"][name].float()
+    return weights
+
+
+# The golden file
+
+
+@needs_golden
+def test_the_golden_file_holds_what_this_project_exports() -> None:
+    ours = store_state(load_file(GOLDEN / "trained.safetensors"), num_layers=3)
+    assert_same(ours, read_public_artifact(GOLDEN_FILE))
+
+
+@needs_golden
+def test_the_golden_weights_are_written_as_the_golden_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.int5int6.ptz"
+    tensors = store_state(load_file(GOLDEN / "trained.safetensors"), num_layers=3)
+    assert write_public_artifact(path, tensors) == path.stat().st_size
+    ours, golden = saved_in(path), saved_in(GOLDEN_FILE)
+    assert ours["m"] == golden["m"]
+    plain = {name: kind["type"] if isinstance(kind, dict) else kind for name, kind in ours["m"].items()}
+    assert plain == json.loads((GOLDEN / "tensor_types.json").read_text())
+    assert ours["w"].keys() == golden["w"].keys()
+    for name, weight in golden["w"].items():
+        assert ours["w"][name].dtype == weight.dtype
+        assert torch.equal(ours["w"][name], weight), name
+
+
+@needs_golden
+def test_either_format_holds_the_same_weights(tmp_path: Path) -> None:
+    public = read_any_artifact(GOLDEN_FILE)
+    assert public.settings is None
+    write_artifact(tmp_path / "model.golf", SETTINGS, public.tensors)
+    own = read_any_artifact(tmp_path / "model.golf")
+    assert own.settings == SETTINGS
+    assert_same(own.tensors, public.tensors)
+    assert weights_sha256(own.tensors) == weights_sha256(public.tensors)
+    assert "settings: the public format holds none" in describe(GOLDEN_FILE)
+
+
+# Writing
+
+
+def test_what_is_written_dequantises_by_the_public_rules(tmp_path: Path) -> None:
+    tensors = small_tensors() | {"large": quantise(torch.randn(256, 257), Storage.FLOAT16)}
+    write_public_artifact(tmp_path / "small.ptz", tensors)
+    saved = saved_in(tmp_path / "small.ptz")
+    assert saved["m"]["large"] == "passthrough_fp16"
+    assert saved["m"]["vector"] == "passthrough"
+    assert saved["m"]["six"] == {"type": "int6"}
+    for name, weight in public_dequantised(saved).items():
+        assert torch.equal(weight, tensors[name].dequantise()), name
+    assert_same(read_public_artifact(tmp_path / "small.ptz"), tensors)
+
+
+def test_a_view_is_written_without_what_lies_behind_it(tmp_path: Path) -> None:
+    table = torch.randn(4000, 100).half()
+    size = write_public_artifact(tmp_path / "view.ptz", {"w": StoredTensor(Storage.FLOAT16, table[:2])})
+    assert size < 2000
+
+
+def test_a_public_file_is_whole_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
+        write_public_artifact(tmp_path / "nowhere" / "model.ptz", small_tensors())
+    assert not any(tmp_path.iterdir())
+
+
+# Files that are not sound
+
+
+def compressed_save(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return zstandard.compress(buffer.getvalue())
+
+
+def expect_error(path: Path, content: bytes, pattern: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught, at_most_a_gibibyte_more():
+        read_any_artifact(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} is not a sound public artifact: ")
+    assert message.endswith("; copy or export it again.")
+    assert re.search(pattern, message), message
+
+
+CODES, SCALES, HALVES = torch.ones(2, 3, dtype=torch.int8), torch.ones(2).half(), torch.ones(4).half()
+INT5 = {"a": {"type": "int5"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (torch.ones(3), "does not hold a torch.save of"),
+        ({"w": {}}, "does not hold a torch.save of"),
+        ({"w": [], "m": {}}, "does not hold a torch.save of"),
+        ({"w": {3: HALVES}, "m": {}}, "does not hold a torch.save of"),
+        ({"w": {"a": "text"}, "m": {}}, "something other than plain tensors"),
+        ({"w": {"a": HALVES.to_sparse()}, "m": {}}, "something other than plain tensors"),
+        ({"w": {}, "m": {"a": "passthrough"}}, "it lacks a$"),
+        ({"w": {"a": HALVES.float()}, "m": {"a": "passthrough"}}, "a as torch.float32 where torch.float16 is due"),
+        ({"w": {"a": HALVES}, "m": {"a": "passthrough_int4"}}, "gives a the type 'passthrough_int4', which this"),
+        ({"w": {"a": HALVES}, "m": {"a": {"type": "int4"}}}, "gives a the type {'type': 'int4'}, which this program"),
+        ({"w": {"a": HALVES}, "m": {"a": {"type": "float16"}}}, "gives a the type {'type': 'float16'}, which this"),
+        ({"w": {"a": HALVES}, "m": {"a": HALVES}}, "gives a the type tensor.*which this program"),
+        ({"w": {"a.q": CODES}, "m": INT5}, "it lacks a.scale$"),
+        ({"w": {"a.scale": SCALES}, "m": INT5}, "it lacks a.q$"),
+        ({"w": {"a.q": CODES.short(), "a.scale": SCALES}, "m": INT5}, "a.q as torch.int16 where torch.int8 is due"),
+        ({"w": {"a.q": CODES[0], "a.scale": SCALES}, "m": INT5}, "codes and scales for a do not fit together"),
+        ({"w": {"a.q": CODES.T, "a.scale": SCALES}, "m": INT5}, "codes and scales for a do not fit together"),
+        ({"w": {"a.q": CODES * 16, "a.scale": SCALES}, "m": INT5}, "values for a that no export writes"),
+        ({"w": {"a.q": CODES, "a.scale": SCALES / 0}, "m": INT5}, "values for a that no export writes"),
+        ({"w": {"a": HALVES * torch.nan}, "m": {"a": "passthrough"}}, "values for a that no export writes"),
+        ({"w": {"a": HALVES[:1].expand(64_000_001)}, "m": {"a": "passthrough"}}, "more than 64,000,000 values"),
+        ({"w": {"a": HALVES[:1].expand(10**6, 10**12)}, "m": {"a": "passthrough"}}, "more than 64,000,000 values"),
+    ],
+)  # fmt: skip
+def test_contents_that_are_not_a_public_artifact(tmp_path: Path, content: object, reason: str) -> None:
+    expect_error(tmp_path / "model.ptz", compressed_save(content), reason.replace("$", "; copy"))
+
+
+def compressed_zip(entries: dict[str, bytes]) -> bytes:
+    """A torch.save whose entries are compressed, as torch would read it and never writes it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"archive/{name}", content)
+    return zstandard.compress(buffer.getvalue())
+
+
+class Unsafe:
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return (print, ("code in the file was run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (zstandard.compress(b"text"), "does not hold a torch.save of"),
+        (zstandard.compress(b""), "does not hold a torch.save of"),
+        (compressed_save({"w": {}, "m": {}})[:-1], "no whole zstd frame of a possible size"),
+        (compressed_save({"w": {}, "m": {}}) + b"x", "no whole zstd frame of a possible size"),
+        (b"\x28\xb5\x2f\xfd", "no whole zstd frame of a possible size"),
+        (zstandard.compress(bytes(MAX_FILE_BYTES + 1)), "decompresses to more than 192,000,000 bytes"),
+        (compressed_zip({"data.pkl": bytes(10**8)}), "does not hold a torch.save of"),
+    ],
+)
+def test_bytes_that_are_not_a_public_artifact(tmp_path: Path, content: bytes, reason: str) -> None:
+    expect_error(tmp_path / "model.ptz", content, reason)
+
+
+def test_a_bomb_that_does_not_state_its_size_is_refused(tmp_path: Path) -> None:
+    compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    chunk = bytes(1 << 20)
+    bomb = b"".join(compressor.compress(chunk) for _ in range(300)) + compressor.flush()
+    expect_error(tmp_path / "bomb.ptz", bomb, "no whole zstd frame of a possible size")
+
+
+def test_a_file_that_does_not_state_its_size_is_read(tmp_path: Path) -> None:
+    write_public_artifact(tmp_path / "model.ptz", small_tensors())
+    content = zstandard.decompress((tmp_path / "model.ptz").read_bytes())
+    compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    (tmp_path / "model.ptz").write_bytes(compressor.compress(content) + compressor.flush())
+    assert_same(read_any_artifact(tmp_path / "model.ptz").tensors, small_tensors())
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect_error(
+        tmp_path / "unsafe.ptz", compressed_save({"w": {"a": Unsafe()}, "m": {}}), "does not hold a torch.save"
+    )
+    assert "run" not in capsys.readouterr().out
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"text")
+    for read in (read_any_artifact, read_artifact):
+        with pytest.raises(UserError, match="text is not an artifact; give a file that fit exported"):
+            read(tmp_path / "text")
+    with pytest.raises(UserError, match="text is not a sound public artifact: it is no whole zstd frame"):
+        read_public_artifact(tmp_path / "text")
+
+
+def test_mutated_files_are_refused_or_read_whole(tmp_path: Path) -> None:
+    """The format has no checksum, so a mutated number cannot be told from another weight; nothing else may come."""
+    write_public_artifact(tmp_path / "sound.ptz", small_tensors())
+    content = zstandard.decompress((tmp_path / "sound.ptz").read_bytes())
+    generator = np.random.default_rng(0)
+    refused = 0
+    for index in range(600):
+        mutated = mutate(content, generator)
+        compressed = zstandard.compress(mutated)
+        (tmp_path / "mutated.ptz").write_bytes(compressed if index % 2 else mutate(compressed, generator))
+        try:
+            with at_most_a_gibibyte_more():
+                tensors = read_public_artifact(tmp_path / "mutated.ptz")
+        except UserError:
+            refused += 1
+        else:
+            assert all(tensor.is_sound() for tensor in tensors.values())
+    assert refused > 300
