@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -74,6 +75,12 @@ class GolfCLI(LightningCLI):
             config.model[name] = value
         config.data.vocab_size = config.model.vocab_size
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that have nothing to set, after those that they report on."""
+        bar = [] if self.config_init[self.subcommand].trainer.enable_progress_bar is False else [BudgetProgressBar()]
+        self.trainer_defaults["callbacks"] = [SlidingWindowScore(), Monitor(), *bar, RunSummary()]
+        return super().instantiate_trainer(**kwargs)
+
     def before_validate(self) -> None:
         """Load the artifact's weights."""
         if self.artifact is None:
@@ -101,17 +108,16 @@ def _check_accelerator(trainer: Any) -> None:
         )
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> GolfCLI:
     """Run a command; what a user can mend ends in one sentence and exit code 1."""
     try:
-        GolfCLI(
+        return GolfCLI(
             GPTModule,
             FineWeb,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1337,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [SlidingWindowScore(), Monitor(), BudgetProgressBar(), RunSummary()]},
             args=args,
         )
     except (UserError, MisconfigurationException) as error:

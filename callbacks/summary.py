@@ -48,9 +48,10 @@ class RunSummary(Callback):
             if hasattr(callback, "summary"):
                 facts |= callback.summary(trainer)
         facts |= _surroundings(trainer, pl_module)
+        log_dir = trainer.log_dir  # asks rank 0, so every rank must
         if trainer.is_global_zero:
-            assert trainer.log_dir is not None
-            path = Path(trainer.log_dir) / "summary.json"
+            assert log_dir is not None
+            path = Path(log_dir) / "summary.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(".tmp")
             beside.write_text(json.dumps(facts, indent=2) + "\n")

@@ -84,3 +84,65 @@ def write_shard(path: Path, ids: np.ndarray) -> None:
     header = np.zeros(256, dtype="<i4")
     header[:3] = 20240520, 1, len(ids)
     path.write_bytes(header.tobytes() + ids.astype("<u2").tobytes())
+
+
+def fit_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
+    """``fit`` arguments of a small run that crosses every phase in 12 steps; settings by their dotted names."""
+    defaults = {
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.max_epochs": -1,
+        "trainer.max_steps": 12,
+        "trainer.val_check_interval": 48,
+        "trainer.check_val_every_n_epoch": "null",
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.log_every_n_steps": 1,
+        "trainer.gradient_clip_val": 0.3,
+        "trainer.use_distributed_sampler": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.default_root_dir": runs,
+        **{f"model.{name}": value for name, value in TINY.items()},
+        "model.num_layers": 2,
+        "model.model_dim": 272,  # wide enough for an attention matrix to be int6
+        "model.num_heads": 4,
+        "data.path": data,
+        "data.tokenizer_path": data / "tokenizer.model",
+        "data.train_batch_tokens": 1024,
+        "data.train_seq_len": 64,
+        "warmup.steps": 2,
+        "clock.max_seconds": 0,
+        "schedule.warmdown_steps": 8,
+        "late_qat.start_fraction": 0.7,
+        "averaging.every_n_steps": 2,
+        "scoring.seq_len": 64,
+        "scoring.fit_stride": 64,
+        "scoring.stride": 32,
+        "scoring.max_tokens": 1000,
+        "scoring.batch_windows": 8,
+    }
+    return ["fit", *(f"--{name}={value}" for name, value in {**defaults, **settings}.items())]
+
+
+def validate_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
+    """``validate`` arguments that score as ``fit_arguments`` does, and know nothing of the network."""
+    kept = ("trainer.accelerator", "trainer.devices", "trainer.default_root_dir", "data.path", "data.tokenizer_path")
+    arguments = fit_arguments(data, runs)[1:]
+    return [
+        "validate",
+        *(a for a in arguments if a[2:].split("=")[0] in kept or a.startswith("--scoring.")),
+        *(f"--{name}={value}" for name, value in settings.items()),
+    ]
+
+
+def summary_of(runs: Path, version: int = 0) -> dict[str, Any]:
+    return json.loads((runs / "lightning_logs" / f"version_{version}" / "summary.json").read_text())
+
+
+def scalars_of(runs: Path, tag: str, version: int = 0) -> dict[int, float]:
+    """A TensorBoard curve, value by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
