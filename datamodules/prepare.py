@@ -199,13 +199,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="data folder to make")
     parser.add_argument("--format", choices=FORMATS, help="of every input (default: by its name; stdin: jsonl)")
     tokenizer = parser.add_mutually_exclusive_group()
-    tokenizer.add_argument("--tokenizer", type=Path, help="SentencePiece model to use")
+    parser.set_defaults(tokenizer=1024)
+    tokenizer.add_argument("--tokenizer", type=Path, default=argparse.SUPPRESS, help="SentencePiece model to use")
     tokenizer.add_argument(
         "--vocab-size",
         dest="tokenizer",
         type=int,
-        default=1024,
-        help="pieces of a tokenizer to train on the training documents (default: %(default)s)",
+        default=argparse.SUPPRESS,
+        metavar="PIECES",
+        help="of a tokenizer to train on the training documents (default: 1024)",
     )
     parser.add_argument(
         "--val-docs", type=int, default=1000, help="the first so many documents are validation (default: %(default)s)"

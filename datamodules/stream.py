@@ -12,8 +12,9 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +23,12 @@ from torch import Tensor
 from components.errors import UserError
 from datamodules.shards import TokenIds, open_shard
 
-BATCHES_AHEAD = 3
+HANDOVERS_AHEAD = 2
+BATCHES_A_HANDOVER = 2
+"""To wake the other thread costs about as much as a quarter of a batch: do it for every second one."""
 
 Batch = tuple[Tensor, ...]
+T = TypeVar("T")
 
 
 class TokenStream:
@@ -150,11 +154,16 @@ class SpanLoader:
     def __iter__(self) -> Generator[Batch, None, None]:
         """Start a background reader at `position`; closing or dropping the iterator ends it."""
         self._num_read = 0
-        with closing(read_ahead(self._read_spans(), BATCHES_AHEAD)) as batches:
-            for batch in batches:
+        with closing(read_ahead(self._read_handovers(), HANDOVERS_AHEAD)) as handovers:
+            for batch in chain.from_iterable(handovers):
                 self._num_read += 1
                 self._warn_if_wrapped()
                 yield batch
+
+    def _read_handovers(self) -> Iterator[list[Batch]]:
+        spans = self._read_spans()
+        while True:
+            yield list(islice(spans, BATCHES_A_HANDOVER))
 
     def _read_spans(self) -> Iterator[Batch]:
         position = self.position + self.rank * self.span_ids
@@ -183,14 +192,14 @@ class _Failure:
     error: BaseException
 
 
-def read_ahead(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
+def read_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """Run an iterator in a background thread, up to `depth` items ahead of the consumer.
 
     An error in the thread is raised again in the consumer. The thread ends when this generator is closed or garbage
     collected, and with the process.
     """
     # Simple queues, because they may be used while the garbage collector interrupts another use of them.
-    ready: queue.SimpleQueue[Batch | _Failure | None] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[T | _Failure | None] = queue.SimpleQueue()
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
     for _ in range(depth):
         room.put(None)

@@ -185,3 +185,11 @@ def test_command_reports_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.stderr.startswith(b"error: line 2 of - is not a JSON object")
     assert result.stderr.count(b"\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_command_trains_a_tokenizer_of_1024_pieces_unless_told(tmp_path: Path) -> None:
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z"), (3000, 7), dtype=np.uint8)
+    (tmp_path / "words.txt").write_bytes(b" ".join(bytes(word) for word in letters))
+    result = command(tmp_path / "words.txt", "--out", tmp_path / "out", "--val-docs", 0)
+    assert result.returncode == 0, result.stderr
+    assert b"--model.vocab_size 1024" in result.stdout
