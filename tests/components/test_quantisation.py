@@ -83,6 +83,7 @@ def test_storage_of_agrees_with_the_public_export() -> None:
         assert storage_of(name, weights[name].shape, num_layers=3) == expected, name
 
 
+@settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
 def test_codes_and_scales_follow_the_recipe(weight: torch.Tensor, storage: Storage) -> None:
     largest = LARGEST_CODE[storage]
@@ -105,6 +106,7 @@ def test_quotients_next_to_a_half_are_rounded_as_exact_division_rounds_them(stor
     assert torch.equal(codes, torch.round(weight / scales).to(torch.int8))
 
 
+@settings(deadline=None)
 @given(weight=weights)
 def test_int8_clips_at_the_percentile(weight: torch.Tensor) -> None:
     clip = torch.quantile(weight.abs(), INT8_PERCENTILE, dim=1)
@@ -122,6 +124,7 @@ def test_int8_takes_a_matrix_too_large_for_torch_quantile() -> None:
     assert quantise(weight, Storage.INT8).values[:, :3].unique(dim=0).tolist() == [[127, 101, 0]]
 
 
+@settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from(QUANTISED))
 def test_fake_quantise_is_what_export_dequantises(weight: torch.Tensor, storage: Storage) -> None:
     assert torch.equal(bits(fake_quantise(weight, storage)), bits(quantise(weight, storage).dequantise()))
@@ -174,6 +177,7 @@ def test_cuda_quantises_as_the_cpu_does(storage: Storage) -> None:
         assert torch.equal(bits(compiled(weight.cuda(), storage).cpu()), expected)
 
 
+@settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from(QUANTISED))
 def test_gradient_goes_straight_through(weight: torch.Tensor, storage: Storage) -> None:
     weight.requires_grad_()
@@ -188,6 +192,7 @@ def test_float16_storage_leaves_the_weight_alone() -> None:
     assert torch.equal(quantise(weight, Storage.FLOAT16).dequantise(), weight.half().float())
 
 
+@settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
 def test_error_is_at_most_half_a_scale(weight: torch.Tensor, storage: Storage) -> None:
     stored = quantise(weight, storage)
@@ -196,6 +201,7 @@ def test_error_is_at_most_half_a_scale(weight: torch.Tensor, storage: Storage) -
     assert (error <= stored.scales.double()[:, None] * (0.5 + 2e-6)).all()
 
 
+@settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
 def test_quantising_a_dequantised_weight_changes_nothing(weight: torch.Tensor, storage: Storage) -> None:
     once = quantise(weight, storage)
@@ -204,6 +210,7 @@ def test_quantising_a_dequantised_weight_changes_nothing(weight: torch.Tensor, s
     assert torch.equal(once.scales, twice.scales)
 
 
+@settings(deadline=None)
 @given(weight=weights)
 def test_quantising_a_dequantised_int8_weight_again_moves_it_by_at_most_a_scale(weight: torch.Tensor) -> None:
     # Codes come from the float32 scale and the clip is below the largest magnitude: not an exact fixed point.
@@ -213,7 +220,7 @@ def test_quantising_a_dequantised_int8_weight_again_moves_it_by_at_most_a_scale(
     assert torch.allclose(once.scales.float(), twice.scales.float(), rtol=2e-3)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(storage=st.sampled_from(QUANTISED), cols=st.integers(1, 9))
 def test_zeros_stay_zeros(storage: Storage, cols: int) -> None:
     assert not bits(quantise(torch.zeros(4, cols), storage).dequantise()).any()

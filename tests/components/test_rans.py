@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import rans
@@ -20,6 +20,7 @@ def coded(seed: int, num_symbols: int, num_tables: int) -> tuple[np.ndarray, np.
     return symbols, tables, table_of, rans.encode(symbols, tables, table_of)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), num_symbols=st.integers(0, 3000), num_tables=st.integers(1, 20))
 def test_decoding_gives_the_symbols_back(seed: int, num_symbols: int, num_tables: int) -> None:
     symbols, tables, table_of, data = coded(seed, num_symbols, num_tables)
@@ -37,6 +38,7 @@ def test_many_lanes_come_within_a_thousandth_of_the_entropy() -> None:
     assert entropy_bytes < len(data) < 1.001 * entropy_bytes + 100
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**40), min_size=256, max_size=256))
 def test_tables_sum_to_their_precision_and_keep_every_symbol(counts: list[int]) -> None:
     table = rans.frequency_table(np.array(counts, np.int64))
@@ -71,6 +73,7 @@ def test_a_damaged_stream_is_refused(damage: str) -> None:
         rans.decode(damaged, tables, table_of)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, 10**9), flip=st.integers(1, 255))
 def test_a_flipped_bit_is_refused_or_gives_other_symbols_of_the_same_number(position: int, flip: int) -> None:
     symbols, tables, table_of, data = coded(3, 300, 2)
