@@ -1,0 +1,46 @@
+# Each target does all of its own set-up; only Python 3.11 or newer is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_DATA := .cache/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench tensorboard clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+setup: $(READY) ## make the virtual environment and install the exact versions of requirements.txt
+
+demo: $(READY) ## train, quantise, export and score the recipe at a small scale (under 5 minutes on 2 cores)
+	@$(BIN)/python demo.py
+
+test: lint ## lint, types and the whole test-suite (under 10 minutes on 2 cores)
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## run every benchmark; results go to benchmarks/results
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+tensorboard: $(READY) ## watch the runs in a browser
+	@$(BIN)/tensorboard --logdir runs
+
+clean: ## remove the virtual environment, caches and the demo's data and runs
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
