@@ -35,7 +35,7 @@ class SlidingWindowScore(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch's nats, float [B, T]."""
+        """Add a batch's nats, float [B, S]."""
         self._metric.update(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

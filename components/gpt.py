@@ -1,6 +1,7 @@
 """The network: a U-Net-skipped GPT with BigramHash, SmearGate, grouped-query attention and a squared-ReLU MLP.
 
-Shape suffixes: B sequences, T positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+Shape suffixes: B sequences, T positions, S of them scored (the last ones), C model width, H query heads, K key/value
+heads, D head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -189,16 +190,30 @@ class Attention(nn.Module):
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """Attend within each sequence; [B, T, C] in and out."""
-        q_BHTD = rotate(rms_norm(self._heads(self.c_q(x_BTC), self.num_heads)), cos_TD, sin_TD)
+    def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_queries: int) -> Tensor:
+        """Attend from the last ``num_queries`` positions S to all before them; [B, S, C]."""
+        q_BHSD = rotate(
+            rms_norm(self._heads(self.c_q(x_BTC[:, -num_queries:]), self.num_heads)),
+            cos_TD[-num_queries:],
+            sin_TD[-num_queries:],
+        )
         k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TD, sin_TD)
         v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
-        q_BHTD = q_BHTD * self.q_gain.to(q_BHTD.dtype)[:, None, None]
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BKTD, v_BKTD, is_causal=True, enable_gqa=self.num_kv_heads != self.num_heads
+        q_BHSD = q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None]
+        num_positions = x_BTC.size(1)
+        mask_ST = None  # the kernels' own causal mask takes the first query for the first position
+        if num_queries < num_positions:
+            mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=x_BTC.device)
+            mask_ST = mask_ST.tril(num_positions - num_queries)
+        y_BHSD = F.scaled_dot_product_attention(
+            q_BHSD,
+            k_BKTD,
+            v_BKTD,
+            attn_mask=mask_ST,
+            is_causal=mask_ST is None,
+            enable_gqa=self.num_kv_heads != self.num_heads,
         )
-        return self.proj(y_BHTD.transpose(1, 2).flatten(2))
+        return self.proj(y_BHSD.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -226,12 +241,21 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
 
-    def forward(self, x_BTC: Tensor, x0_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """One step of the residual stream; ``x0_BTC`` is the network's normed, smeared input."""
+    def forward(self, x_BTC: Tensor, x0_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_wanted: int) -> Tensor:
+        """One step of the residual stream for the last ``num_wanted`` positions S, [B, S, C].
+
+        Args:
+            x_BTC: The stream.
+            x0_BTC: The network's normed, smeared input.
+            cos_TD: Cosines of the rotary embedding.
+            sin_TD: Its sines.
+            num_wanted: Positions that anything after this block looks at; keys and values are of all T.
+        """
         mix = self.resid_mix.to(x_BTC.dtype)
         x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC
-        x_BTC = x_BTC + self.attn_scale.to(x_BTC.dtype) * self.attn(rms_norm(x_BTC), cos_TD, sin_TD)
-        return x_BTC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(rms_norm(x_BTC))
+        attended_BSC = self.attn(rms_norm(x_BTC), cos_TD, sin_TD, num_wanted)
+        x_BSC = x_BTC[:, -num_wanted:] + self.attn_scale.to(x_BTC.dtype) * attended_BSC
+        return x_BSC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(rms_norm(x_BSC))
 
 
 class GPT(nn.Module):
@@ -283,8 +307,12 @@ class GPT(nn.Module):
             if isinstance(module, Linear):
                 module.fake_storage = Storage.FLOAT16
 
-    def logits(self, input_ids_BT: Tensor) -> Tensor:
-        """Softcapped next-token logits, float32 [B, T, V]."""
+    def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
+        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
+
+        The last block's queries, its MLP and the head are computed for those positions alone: exact, since nothing
+        else looks at the others.
+        """
         device = input_ids_BT.device
         dtype = (
             torch.get_autocast_dtype(device.type)
@@ -304,14 +332,15 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].to(dtype) * skips.pop()
-            x = block(x, x0, cos, sin)
+            last = i == self.config.num_layers - 1
+            x = block(x, x0, cos, sin, num_scored if last else x.size(1))
             if i < self.num_skips:
                 skips.append(x)
         head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
         z = F.linear(rms_norm(x), head.to(dtype)).float()
         return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
-    def forward(self, input_ids_BT: Tensor, target_ids_BT: Tensor) -> Tensor:
-        """Cross-entropy of every target, in nats, float32 [B, T]."""
-        logits = self.logits(input_ids_BT)
-        return F.cross_entropy(logits.flatten(0, 1), target_ids_BT.flatten(), reduction="none").view_as(target_ids_BT)
+    def forward(self, input_ids_BT: Tensor, target_ids_BS: Tensor) -> Tensor:
+        """Cross-entropy of each target, in nats, float32 [B, S]; targets are those of the last S positions."""
+        logits = self.logits(input_ids_BT, target_ids_BS.size(1))
+        return F.cross_entropy(logits.flatten(0, 1), target_ids_BS.flatten(), reduction="none").view_as(target_ids_BS)

@@ -85,29 +85,32 @@ class Windows:
 
 
 class WindowBatch(NamedTuple):
-    """Windows for one forward pass, all of the full length so that every batch has one shape.
+    """B windows of T inputs for one forward pass, with the targets of their last S positions.
 
     What a window spans beyond the stream's end is padding: causal, so that it touches no scored position, and not
     scored.
     """
 
     input_ids: Tensor  # int64 [B, T]
-    target_ids: Tensor  # int64 [B, T]
-    target_bytes: Tensor  # int64 [B, T], of the targets that this window scores, else 0
-    scored: Tensor  # bool [B, T]
+    target_ids: Tensor  # int64 [B, S]
+    target_bytes: Tensor  # int64 [B, S], of the targets that this window scores, else 0
+    scored: Tensor  # bool [B, S]
 
 
 class WindowLoader:
     """Batches of one rank's windows, assembled on the device from one resident copy of the ids.
 
-    Ranks take whole batches in turn, so over all of them each window comes exactly once.
+    The first window scores all of its targets and has a batch to itself; every later one scores among its last
+    ``stride``, and only those targets are in its batch. So there are two shapes of batch at the most, and where the
+    stride is the whole window, one. Ranks take whole batches in turn, so over all of them each window comes exactly
+    once.
 
     Args:
         ids: The stream, integers [N], at least two.
         target_bytes: Bytes that each id after the first stands for, integers [N - 1].
         seq_len: Targets that a window spans.
         stride: Targets from one window's start to the next.
-        batch_windows: Windows a batch; fewer where the stream has fewer.
+        batch_windows: Windows a batch.
         device: Where batches are wanted.
         rank: This process among ``world_size``.
         world_size: Processes that share the work.
@@ -127,33 +130,40 @@ class WindowLoader:
     ) -> None:
         assert ids.numel() == target_bytes.numel() + 1 >= 2
         self.windows = Windows(ids.numel() - 1, seq_len, stride)
-        self.batch_windows = min(batch_windows, len(self.windows))
+        self.batch_windows = batch_windows
         self.device, self.rank, self.world_size = device, rank, world_size
         self._ids, self._target_bytes = ids.to(device), target_bytes.to(device)
 
     def __len__(self) -> int:
         """Batches of this rank."""
-        num_batches = -(-len(self.windows) // self.batch_windows)
-        return len(range(self.rank, num_batches, self.world_size))
+        return len(self._first_windows())
 
     def __iter__(self) -> Iterator[WindowBatch]:
         """Assemble this rank's batches in order."""
-        step = self.batch_windows * self.world_size
-        for first in range(self.rank * self.batch_windows, len(self.windows), step):
-            yield self.batch(first)
+        for first in self._first_windows():
+            yield self._assemble(first)
 
-    def batch(self, first: int) -> WindowBatch:
+    def _first_windows(self) -> list[int]:
+        """The first window of each of this rank's batches."""
+        num_alone = 0 if self.windows.stride == self.windows.seq_len else 1
+        firsts = [*range(num_alone), *range(num_alone, len(self.windows), self.batch_windows)]
+        return firsts[self.rank :: self.world_size]
+
+    def _assemble(self, first: int) -> WindowBatch:
         """The windows from ``first`` on; those past the last one are repeats of it that score nothing."""
-        indices = torch.arange(first, first + self.batch_windows, device=self.device)
+        alone = first == 0 and self.windows.stride < self.windows.seq_len
+        num_windows, num_scored = (1, self.windows.seq_len) if alone else (self.batch_windows, self.windows.stride)
+        indices = torch.arange(first, first + num_windows, device=self.device)
         starts, first_scored, ends = self.windows.spans(indices.clamp(max=len(self.windows) - 1))
         positions = starts[:, None] + torch.arange(self.windows.seq_len, device=self.device)
-        scored = (positions >= first_scored[:, None]) & (positions < ends[:, None])
+        targets = positions[:, -num_scored:]
+        scored = (targets >= first_scored[:, None]) & (targets < ends[:, None])
         scored &= (indices < len(self.windows))[:, None]
-        positions = positions.clamp(max=self.windows.num_targets - 1)
+        last = self.windows.num_targets - 1
         return WindowBatch(
-            input_ids=self._ids[positions].long(),
-            target_ids=self._ids[positions + 1].long(),
-            target_bytes=self._target_bytes[positions].long() * scored,
+            input_ids=self._ids[positions.clamp(max=last)].long(),
+            target_ids=self._ids[targets.clamp(max=last) + 1].long(),
+            target_bytes=self._target_bytes[targets.clamp(max=last)].long() * scored,
             scored=scored,
         )
 
@@ -199,7 +209,7 @@ class BitsPerByte(Metric):
         """Add the scored targets of a batch.
 
         Args:
-            nats: Cross-entropy of every target, float [B, T].
+            nats: Cross-entropy of each target, float [B, S].
             batch: The windows that they are of.
         """
         self.nats += nats.double().masked_fill(~batch.scored, 0.0).sum()
@@ -222,7 +232,7 @@ def score(network: nn.Module, batches: WindowLoader, progress: str | None = None
     """Score the windows of every rank's ``batches``.
 
     Args:
-        network: Maps input and target ids [B, T] to nats [B, T].
+        network: Maps input ids [B, T] and target ids [B, S] to nats [B, S].
         batches: This rank's windows; every rank calls with its own.
         progress: What this rank's progress bar says; None for no bar.
 

@@ -42,7 +42,7 @@ class GPTModule(LightningModule):
         return self.network(input_ids, target_ids).mean()
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
-        """Nats of every target of a batch of windows, float32 [B, T]."""
+        """Nats of each target of a batch of windows, float32 [B, S]."""
         return self.network(batch.input_ids, batch.target_ids)
 
     def configure_optimizers(self) -> CompositeOptimizer:

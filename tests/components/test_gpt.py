@@ -32,7 +32,7 @@ def test_forward_gives_the_golden_logits_and_loss() -> None:
     golden = np.load(GOLDEN / "forward.npz")
     input_ids, target_ids = (torch.from_numpy(golden[name]).long() for name in ("input_ids", "target_ids"))
     with torch.no_grad():
-        logits = network.logits(input_ids)
+        logits = network.logits(input_ids, 256)
         nats = network(input_ids, target_ids)
     assert np.abs(logits[:, :32].numpy() - golden["logits_first32"]).max() < 1e-3
     assert np.abs(logits[:, -8:].numpy() - golden["logits_last8"]).max() < 1e-3
@@ -56,7 +56,7 @@ def test_full_size_network_starts_at_the_published_loss() -> None:
 
 def test_nats_are_the_softcapped_logits_cross_entropy() -> None:
     network, ids, targets = tiny_network(), random_ids(2, 12), random_ids(2, 12, seed=1)
-    logits = network.logits(ids)
+    logits = network.logits(ids, 12)
     assert logits.abs().max() <= 30
     expected = -F.log_softmax(logits, dim=-1).gather(-1, targets[..., None]).squeeze(-1)
     torch.testing.assert_close(network(ids, targets), expected)
@@ -70,7 +70,16 @@ def test_every_parameter_is_trained_and_the_future_is_not_seen(settings: dict) -
     assert dead == (["skip_weights"] if settings.get("num_layers") == 1 else [])
     changed = ids.clone()
     changed[:, 9:] = (changed[:, 9:] + 1) % 1024
-    torch.testing.assert_close(network.logits(ids)[:, :9], network.logits(changed)[:, :9])
+    torch.testing.assert_close(network.logits(ids, 16)[:, :9], network.logits(changed, 16)[:, :9])
+
+
+@pytest.mark.parametrize(("num_layers", "num_scored"), [(1, 5), (3, 1), (3, 15)])
+def test_scoring_only_the_last_positions_is_exact(num_layers: int, num_scored: int) -> None:
+    network, ids, targets = tiny_network(num_layers=num_layers), random_ids(2, 16), random_ids(2, 16, seed=1)
+    network.double()  # so that what remains is not rounding
+    torch.testing.assert_close(
+        network(ids, targets[:, -num_scored:]), network(ids, targets)[:, -num_scored:], atol=1e-6, rtol=0
+    )
 
 
 def test_bigram_buckets_are_the_hash_of_the_pair() -> None:
@@ -136,7 +145,7 @@ def test_skips_join_the_halves_in_reverse_order() -> None:
     inputs = {}
     for i, block in enumerate(network.blocks):
         block.register_forward_hook(lambda _, args, out, i=i: inputs.__setitem__(i, (args[0], out)))
-    network.logits(ids)
+    network.logits(ids, 8)
     weights = network.skip_weights
     assert weights.shape == (2, 64)
     torch.testing.assert_close(inputs[2][0], inputs[1][1] + weights[0] * inputs[1][1])
