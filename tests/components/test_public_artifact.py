@@ -147,6 +147,7 @@ INT5 = {"a": {"type": "int5"}}
         ({"w": {"a.scale": SCALES}, "m": INT5}, "it lacks a.q$"),
         ({"w": {"a.q": CODES.short(), "a.scale": SCALES}, "m": INT5}, "a.q as torch.int16 where torch.int8 is due"),
         ({"w": {"a.q": CODES[0], "a.scale": SCALES}, "m": INT5}, "codes and scales for a do not fit together"),
+        ({"w": {"a.q": CODES[:, 0], "a.scale": SCALES}, "m": INT5}, "codes and scales for a do not fit together"),
         ({"w": {"a.q": CODES.T, "a.scale": SCALES}, "m": INT5}, "codes and scales for a do not fit together"),
         ({"w": {"a.q": CODES * 16, "a.scale": SCALES}, "m": INT5}, "values for a that no export writes"),
         ({"w": {"a.q": CODES, "a.scale": SCALES / 0}, "m": INT5}, "values for a that no export writes"),
@@ -159,12 +160,15 @@ def test_contents_that_are_not_a_public_artifact(tmp_path: Path, content: object
     expect_error(tmp_path / "model.ptz", compressed_save(content), reason.replace("$", "; copy"))
 
 
-def compressed_zip(entries: dict[str, bytes]) -> bytes:
-    """A torch.save whose entries are compressed, as torch would read it and never writes it."""
+def compressed_twice(content: object) -> bytes:
+    """A torch.save whose entries are compressed, as torch reads and never writes it."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in entries.items():
-            archive.writestr(f"archive/{name}", content)
+    with (
+        zipfile.ZipFile(io.BytesIO(zstandard.decompress(compressed_save(content)))) as plain,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for entry in plain.infolist():
+            archive.writestr(entry.filename, plain.read(entry))
     return zstandard.compress(buffer.getvalue())
 
 
@@ -182,7 +186,10 @@ class Unsafe:
         (compressed_save({"w": {}, "m": {}}) + b"x", "no whole zstd frame of a possible size"),
         (b"\x28\xb5\x2f\xfd", "no whole zstd frame of a possible size"),
         (zstandard.compress(bytes(MAX_FILE_BYTES + 1)), "decompresses to more than 192,000,000 bytes"),
-        (compressed_zip({"data.pkl": bytes(10**8)}), "does not hold a torch.save of"),
+        (
+            compressed_twice({"w": {"a": torch.zeros(10**7).half()}, "m": {"a": "passthrough"}}),
+            "does not hold a torch.save of",
+        ),
     ],
 )
 def test_bytes_that_are_not_a_public_artifact(tmp_path: Path, content: bytes, reason: str) -> None:

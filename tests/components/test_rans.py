@@ -55,7 +55,9 @@ def test_one_symbol_costs_nothing() -> None:
     assert np.array_equal(rans.decode(data, tables, table_of), symbols)
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "odd", "no state", "state", "empty table", "table's sum"])
+@pytest.mark.parametrize(
+    "damage", ["short", "long", "odd", "no state", "state", "last word", "empty table", "table's sum"]
+)
 def test_a_damaged_stream_is_refused(damage: str) -> None:
     _, tables, table_of, data = coded(2, 1000, 2)
     damaged = {
@@ -64,6 +66,7 @@ def test_a_damaged_stream_is_refused(damage: str) -> None:
         "odd": data[:-1],
         "no state": data[:2],
         "state": bytes(4) + data[4:],
+        "last word": data[:-2] + bytes([data[-2] ^ 1, data[-1]]),
     }.get(damage, data)
     if damage == "empty table":
         tables[1] = 0
