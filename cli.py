@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.averaging import SnapshotAveraging
@@ -18,12 +19,14 @@ from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
+from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
 from callbacks.scoring import SlidingWindowScore
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
 from components.artifact import Artifact, load_state
 from components.errors import UserError
+from components.gpt import GPTConfig
 from components.public_artifact import read_any_artifact
 from components.scoring import ScoringConfig
 from datamodules.fineweb import FineWeb
@@ -61,24 +64,39 @@ class GolfCLI(LightningCLI):
             "--artifact", type=str | None, default=None, help="Exported file to score, instead of a checkpoint."
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse a checkpoint that is none before its settings are read."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        if config.get("artifact") is not None and config.ckpt_path is not None:
+            raise UserError("--artifact and --ckpt_path both name weights to score; give one of them.")
+        _check_checkpoint(config.ckpt_path)
+
     def before_instantiate_classes(self) -> None:
         """Let an artifact say what network it holds, and refuse a machine that lacks what the run asks for."""
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
+        _check_runs_folder(config.trainer)
         self.artifact: Artifact | None = None
         if config.get("artifact") is None:
             return
-        if config.ckpt_path is not None:
-            raise UserError("--artifact and --ckpt_path both name weights to score; give one of them.")
         self.artifact = read_any_artifact(Path(config.artifact))
-        for name, value in (self.artifact.settings or {}).items():
+        settings = self.artifact.settings or {}
+        try:
+            GPTConfig(**settings)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise UserError(
+                f"{config.artifact} describes a network that this program does not know ({error}); use the program "
+                "that wrote it."
+            ) from error
+        for name, value in settings.items():
             config.model[name] = value
         config.data.vocab_size = config.model.vocab_size
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have nothing to set, after those that they report on."""
         bar = [] if self.config_init[self.subcommand].trainer.enable_progress_bar is False else [BudgetProgressBar()]
-        self.trainer_defaults["callbacks"] = [SlidingWindowScore(), Monitor(), *bar, RunSummary()]
+        self.trainer_defaults["callbacks"] = [SlidingWindowScore(), Monitor(), *bar, RunLog(), RunSummary()]
         return super().instantiate_trainer(**kwargs)
 
     def before_validate(self) -> None:
@@ -106,6 +124,29 @@ def _check_accelerator(trainer: Any) -> None:
             "trainer.accelerator asks for a GPU and this machine has none; add --config configs/cpu.yaml, after the "
             "run's own, to run on the CPU."
         )
+
+
+def _check_runs_folder(trainer: Any) -> None:
+    folder = Path(trainer.default_root_dir or ".")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"The runs folder {folder} cannot be made or written to; set trainer.default_root_dir to one that can."
+        )
+
+
+def _check_checkpoint(path: str | None) -> None:
+    if path is None:
+        return
+    remedy = "give --ckpt_path a .ckpt file that a fit saved"
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint file {path}; {remedy}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what torch.load raises on malformed bytes is not documented, and is many things
+        raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
+    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
 
 
 def main(args: list[str] | None = None) -> GolfCLI:

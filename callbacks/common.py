@@ -36,6 +36,9 @@ class RunData(Protocol):
     def windows(self, stride: int) -> WindowLoader:
         """This rank's windows at a stride."""
 
+    def summary(self) -> dict[str, Any]:
+        """The run's record of what it read."""
+
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """A made-up micro-batch."""
 

@@ -18,7 +18,7 @@ from callbacks.common import callbacks_of, data_of, network_of
 
 
 class RunSummary(Callback):
-    """Gather every callback's ``summary`` into the log folder, and warn of every phase that never came.
+    """Gather the ``summary`` of every callback and of the data, and warn of every phase that never came.
 
     Must come after the callbacks that it asks. One of them may have ``summary(trainer) -> dict`` and
     ``missed(trainer) -> list of sentences``.
@@ -47,6 +47,7 @@ class RunSummary(Callback):
         for callback in callbacks_of(trainer):
             if hasattr(callback, "summary"):
                 facts |= callback.summary(trainer)
+        facts |= data_of(trainer).summary()
         facts |= _surroundings(trainer, pl_module)
         log_dir = trainer.log_dir  # asks rank 0, so every rank must
         if trainer.is_global_zero:

@@ -46,6 +46,9 @@ class FineWeb(LightningDataModule):
         scoring: ScoringConfig = ScoringConfig(),
     ) -> None:
         super().__init__()
+        for name, value in (("train_seq_len", train_seq_len), ("train_micro_batches", train_micro_batches)):
+            if value < 1:
+                raise UserError(f"data.{name} is {value}; set it to at least 1.")
         self.path = Path(path)
         self.tokenizer_path = Path(tokenizer_path)
         self.train_batch_tokens = train_batch_tokens
@@ -136,12 +139,34 @@ class FineWeb(LightningDataModule):
         span = torch.arange(num_targets + 1, device=device) % self.vocab_size
         return span[:-1].view(-1, self.train_seq_len), span[1:].view(-1, self.train_seq_len)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The stream's position, in ids that all ranks together have trained on."""
+    def summary(self) -> dict[str, Any]:
+        """The run's record of what it read: shards, and the ids of their streams that it trained on and scored."""
+        assert self.trainer is not None
+        facts: dict[str, Any] = {
+            "val_shards": [path.name for path in find_shards(self.path, "val")],
+            "val_ids": len(self._val_ids),
+            "scoring_seq_len": self.scoring.seq_len,
+            "scoring_stride": self.scoring.stride,
+            "scoring_max_tokens": self.scoring.max_tokens,
+        }
+        if self._train_loader is not None:
+            stream = self._train_loader.stream
+            facts["train_shards"] = [path.name for path in stream.paths]
+            facts["train_ids"] = len(stream)
+            facts["train_positions"] = [self._start_position, self._position()]
+        return facts
+
+    def _position(self) -> int:
+        """Ids that all ranks together have trained on."""
         assert self.trainer is not None
         assert self._train_loader is not None
         micro_batches = (self.trainer.global_step - self._start_step) * self.trainer.accumulate_grad_batches
-        return {"position": self._train_loader.position_after(micro_batches), "step": self.trainer.global_step}
+        return self._train_loader.position_after(micro_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's position."""
+        assert self.trainer is not None
+        return {"position": self._position(), "step": self.trainer.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's position, whatever the number of ranks then or now."""

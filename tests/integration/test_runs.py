@@ -47,6 +47,17 @@ def test_a_run_crosses_every_phase_and_its_file_scores_the_same_in_a_fresh_proce
     assert summary["tokens_seen"] == 12 * 1024
     assert summary["tokens_scored"] == 999
     assert summary["bytes_total"] == summary["bytes_model"] + summary["bytes_code"]
+    # 8 spans of 128 + 1 ids a step
+    assert summary["train_positions"] == [0, 12 * 8 * 129]
+    assert summary["train_shards"] == ["fineweb_train_000000.bin"]
+    log = (runs / "lightning_logs" / "version_0" / "train.log").read_text().splitlines()
+    assert sum(line.startswith("step ") for line in log) == 12
+    for event in ("late QAT from step 9", "snapshot 2 at step 12", "validation step 6 val_loss", "stopped at step 12"):
+        assert any(line.startswith(event) for line in log), event
+    assert log[-1].startswith(
+        f"artifact val_loss {summary['val_loss']:.8f} val_bpb {summary['val_bpb']:.8f} scored in "
+    )
+
     artifact = Path(summary["artifact"])
     assert summary["bytes_model"] == artifact.stat().st_size
     assert {str(t.storage) for t in read_artifact(artifact).tensors.values()} == {"int5", "int6", "float16"}
