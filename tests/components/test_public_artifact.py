@@ -18,7 +18,14 @@ from components.artifact_report import describe, weights_sha256
 from components.errors import UserError
 from components.public_artifact import read_any_artifact, read_public_artifact, write_public_artifact
 from components.quantisation import Storage, StoredTensor, quantise
-from tests.components.test_artifact import SETTINGS, assert_same, at_most_a_gibibyte_more, mutate, small_tensors
+from tests.components.test_artifact import (
+    SETTINGS,
+    assert_same,
+    at_most_a_gibibyte_more,
+    gaussian_state,
+    mutate,
+    small_tensors,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 GOLDEN_FILE = GOLDEN / "artifact.int5int6.ptz"
@@ -79,6 +86,13 @@ def test_either_format_holds_the_same_weights(tmp_path: Path) -> None:
 
 
 # Writing
+
+
+def test_gaussian_weights_take_less_in_the_own_format(tmp_path: Path) -> None:
+    tensors = store_state(gaussian_state(1, 512, 1024, 4096), num_layers=1)
+    own = write_artifact(tmp_path / "model.golf", {}, tensors)
+    public = write_public_artifact(tmp_path / "model.ptz", tensors)
+    assert own <= 0.975 * public
 
 
 def test_what_is_written_dequantises_by_the_public_rules(tmp_path: Path) -> None:
