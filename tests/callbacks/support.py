@@ -1,0 +1,80 @@
+"""What the tests of callbacks share: a stand-in for the trainer, and a finished run to look at."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.clock import Clock
+from cli import GolfCLI
+from components.optimizer import OptimizerConfig
+from lightning_modules.gpt import GPTModule
+from tests.support import TINY
+
+# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantised weights.
+NARROW = {"model.model_dim": 64, "model.num_heads": 2}
+
+
+@dataclass
+class FinishedRun:
+    cli: GolfCLI
+    folder: Path
+    stdout: str
+    data: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        [file] = self.folder.rglob("*.ckpt")
+        return file
+
+
+def trainer_of(callbacks: Sequence[Callback] = (), **settings: Any) -> SimpleNamespace:
+    """What a callback asks of a trainer, in a fit on one CPU."""
+    strategy = Mock(root_device=torch.device("cpu"))
+    strategy.reduce.side_effect = lambda tensor, reduce_op: tensor  # one rank
+    defaults = {
+        "callbacks": list(callbacks),
+        "global_step": 0,
+        "max_steps": -1,
+        "accumulate_grad_batches": 1,
+        "log_every_n_steps": 1,
+        "should_stop": False,
+        "sanity_checking": False,
+        "is_global_zero": True,
+        "world_size": 1,
+        "precision": "32-true",
+        "progress_bar_callback": None,
+        "precision_plugin": Mock(val_step_context=nullcontext),
+        "state": SimpleNamespace(fn=TrainerFn.FITTING),
+        "strategy": strategy,
+        "loggers": [],
+    }
+    return SimpleNamespace(**(defaults | settings))
+
+
+def clock_at(elapsed: float = 0.0, max_seconds: float = 0.0) -> Clock:
+    """A clock that shows this time."""
+    clock = Clock(max_seconds=max_seconds)
+    clock.elapsed = elapsed
+    return clock
+
+
+def small_module(seed: int = 0, compile: bool = False, **network: Any) -> GPTModule:
+    """A module whose every parameter is random; by default too narrow for a quantised matrix."""
+    torch.manual_seed(seed)
+    module = GPTModule(compile=compile, optimizer=OptimizerConfig(), **{**TINY, "num_layers": 2, **network})
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return module
+
+
+# Wide enough for attention matrices to be int6 and MLP matrices int5.
+WIDE = {"model_dim": 272, "num_heads": 4}
