@@ -32,7 +32,7 @@ from datamodules.corpus import standard_library
 from datamodules.documents import read_documents
 from datamodules.prepare import prepare
 from datamodules.shards import shard_name, write_shard
-from datamodules.stream import SpanLoader, TokenStream
+from datamodules.stream import BATCHES_A_HANDOVER, HANDOVERS_AHEAD, SpanLoader, TokenStream
 from datamodules.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 1024
@@ -71,8 +71,9 @@ class RankBench:
             pin_memory=torch.cuda.is_available(),
         )
         self.source = stream.take(0, len(stream)).astype(np.int64)
-        # As many as the stream has under way, so that neither works in one corner of the cache.
-        self.targets = [np.empty(self.loader.span_ids, dtype=np.int64) for _ in range(5)]
+        # As many as the stream has under way, so that the copy does not work in a corner of the cache either.
+        num_targets = (HANDOVERS_AHEAD + 2) * BATCHES_A_HANDOVER
+        self.targets = [np.empty(self.loader.span_ids, dtype=np.int64) for _ in range(num_targets)]
 
     def read(self) -> None:
         """Take SPANS micro-batches from the stream."""
@@ -115,7 +116,7 @@ def measure_stream(shard: Path, world_size: int) -> dict[str, float]:
     ]
     for process in ranks:
         process.start()
-    measured = rates.get()
+    measured = rates.get(timeout=100)
     for process in ranks:
         process.join()
     stream, copy = median(measured["read"]), median(measured["copy"])

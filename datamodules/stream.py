@@ -25,7 +25,7 @@ from datamodules.shards import TokenIds, open_shard
 
 HANDOVERS_AHEAD = 2
 BATCHES_A_HANDOVER = 2
-"""To wake the other thread costs about as much as a quarter of a batch: do it for every second one."""
+"""To wake the other thread costs up to a quarter of what a batch does."""
 
 Batch = tuple[Tensor, ...]
 T = TypeVar("T")
