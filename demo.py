@@ -70,7 +70,8 @@ def _scored_text(num_targets: int) -> bytes:
 
 
 def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, seconds: float) -> str:
-    zstd, xz = (8 * len(packed) / len(text) for packed in (_zstd(text), lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)))
+    zstd = 8 * len(zstandard.ZstdCompressor(level=22).compress(text)) / len(text)
+    xz = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
     rows = [
         ("bits per byte before export", f"{fitted['pre_quant_val_bpb']:.4f}"),
         ("bits per byte after export, fresh process", f"{validated['val_bpb']:.4f}"),
@@ -87,10 +88,6 @@ def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, secon
     ]
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def _zstd(text: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=22).compress(text)
 
 
 if __name__ == "__main__":

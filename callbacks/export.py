@@ -19,6 +19,7 @@ from components.artifact import MAX_BYTES, load_state, read_artifact, require_zs
 from components.errors import UserError
 from components.quantisation import StoredTensor
 from components.scoring import Score, score
+from components.weight_coding import coded_sizes
 
 SOURCES = ("cli.py", "callbacks", "components", "datamodules", "lightning_modules")
 
@@ -127,16 +128,16 @@ def sizes(artifact: Path) -> dict[str, int]:
 def _log_tensors(trainer: Trainer, state: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
     """Show each tensor's type, size and relative quantisation error in TensorBoard, as numbers and as a table."""
     rows = [
-        "| tensor | type | values | bytes before compression | relative error |",
+        "| tensor | type | values | bytes in the file | relative error |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     metrics = {}
-    for name, tensor in stored.items():
+    for (name, tensor), num_bytes in zip(stored.items(), coded_sizes(list(stored.values())), strict=True):
         weight = state[name].float()
         error = ((tensor.dequantise().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
         metrics[f"export_error/{name}"] = error
-        metrics[f"export_bytes/{name}"] = float(tensor.num_bytes)
-        rows.append(f"| {name} | {tensor.storage} | {weight.numel():,} | {tensor.num_bytes:,} | {error:.2e} |")
+        metrics[f"export_bytes/{name}"] = num_bytes
+        rows.append(f"| {name} | {tensor.storage} | {weight.numel():,} | {num_bytes:,.0f} | {error:.2e} |")
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger):

@@ -4,12 +4,12 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from components.artifact import MAX_BYTES, Artifact, read_user_file
 from components.errors import UserError
-from components.public_artifact import read_any_artifact
+from components.public_artifact import read_any_artifact, write_public_artifact
 from components.quantisation import StoredTensor
 from components.weight_coding import coded_sizes
 
@@ -51,12 +51,21 @@ def weights_sha256(tensors: Mapping[str, StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
-    """Describe the file named on the command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Describe the file named on the command line, or write it in the public format."""
     parser = argparse.ArgumentParser(prog="python -m components.artifact", description="Describe an exported model.")
     parser.add_argument("file", type=Path, help="an artifact, or a public .int5int6.ptz file")
+    parser.add_argument("--format", choices=["public"], help="write the same weights in the public format instead")
+    parser.add_argument("--out", type=Path, help="the file to write, as .int5int6.ptz")
+    options = parser.parse_args(arguments)
+    if (options.format is None) != (options.out is None):
+        parser.error("--format and --out go together: say what to write and where")
     try:
-        print(describe(parser.parse_args().file))
+        if options.format:
+            num_bytes = write_public_artifact(options.out, read_any_artifact(options.file).tensors)
+            print(f"{options.out}: public format, {num_bytes:,} bytes")
+        else:
+            print(describe(options.file))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -33,6 +34,8 @@ class GPTModule(LightningModule):
         self.optimizer_config = optimizer
         self.compiled = compile
         if compile:
+            # One graph, not one a gradient bucket: what the warm-up compiles must be what every later step runs.
+            torch._dynamo.config.optimize_ddp = False
             # In place: a wrapper would rename every key of the checkpoints.
             self.network.compile(dynamic=False, fullgraph=True)
 

@@ -26,7 +26,7 @@ def data_folder(_corpus: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_torch() -> Iterator[None]:
-    """One thread, since small matrices on a busy machine only wait for a second; and no compiler setting left behind."""
+    """One thread: small matrices on a busy machine only wait for a second one. And no compiler setting left behind."""
     torch.set_num_threads(1)
     yield
     torch.compiler.set_stance("default")

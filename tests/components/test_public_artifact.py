@@ -14,7 +14,7 @@ import zstandard
 from safetensors.torch import load_file
 
 from components.artifact import MAX_FILE_BYTES, read_artifact, store_state, write_artifact
-from components.artifact_report import describe, weights_sha256
+from components.artifact_report import describe, main, weights_sha256
 from components.errors import UserError
 from components.public_artifact import read_any_artifact, read_public_artifact, write_public_artifact
 from components.quantisation import Storage, StoredTensor, quantise
@@ -259,3 +259,18 @@ def test_mutated_files_are_refused_or_read_whole(tmp_path: Path) -> None:
         else:
             assert all(tensor.is_sound() for tensor in tensors.values())
     assert refused > 300
+
+
+@needs_golden
+def test_the_command_writes_what_the_public_reader_takes(tmp_path: Path) -> None:
+    own, public = tmp_path / "model.golf", tmp_path / "model.int5int6.ptz"
+    write_artifact(own, {"num_layers": 3}, read_public_artifact(GOLDEN_FILE))
+    main([str(own), "--format", "public", "--out", str(public)])
+    assert weights_sha256(read_public_artifact(public)) == weights_sha256(read_public_artifact(GOLDEN_FILE))
+
+
+def test_the_command_wants_a_format_and_a_file_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "model.golf"), "--format", "public"])
+    assert stop.value.code == 2
+    assert "--format and --out go together" in capsys.readouterr().err
