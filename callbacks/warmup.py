@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +14,7 @@ from components.errors import UserError
 
 
 class CompileWarmup(Callback):
-    """Run whole training steps, plain and under fake quantisation, and a scoring batch, on made-up ids.
+    """Run whole training steps on made-up ids, plain and under fake quantisation, and scoring batches.
 
     Afterwards weights and optimizer state are what they were, no token of the stream has been read, and a graph that
     would still have to be compiled during the run is an error, not a stall.
@@ -65,6 +66,7 @@ class CompileWarmup(Callback):
     @torch.no_grad()
     def _warm_scoring(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.eval()
-        batch = next(iter(data_of(trainer).val_dataloader()))
-        trainer.strategy.validation_step(batch, 0)
+        # The first window may have a shape of its own; from the second batch on all are alike.
+        for i, batch in enumerate(itertools.islice(data_of(trainer).val_dataloader(), 2)):
+            trainer.strategy.validation_step(batch, i)
         pl_module.train()
