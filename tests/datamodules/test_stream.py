@@ -93,6 +93,13 @@ def test_literal_batches(counting: TokenStream) -> None:
     assert input_ids.dtype == target_ids.dtype == torch.int64
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to pin memory for")
+def test_batches_are_pinned_where_asked(counting: TokenStream) -> None:
+    input_ids, target_ids = next(iter(SpanLoader(counting, 0, 8, 2, seq_len=2, pin_memory=True)))
+    assert input_ids.is_pinned()
+    assert target_ids.is_pinned()
+
+
 def test_literal_batches_of_two_ranks(counting: TokenStream) -> None:
     ranks = [SpanLoader(counting, 0, 8, 2, seq_len=4, rank=rank, world_size=2) for rank in (0, 1)]
     assert batches_of(ranks[0], 3) == [
