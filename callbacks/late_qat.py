@@ -85,8 +85,8 @@ class LateQAT(Callback):
         """Phases that this run was too short for."""
         if self.start_fraction < 1 and not self.active:
             return [
-                f"late QAT never began: the run ended at {find(trainer, Clock).progress(trainer):.0%} of its budget, "
-                f"before late_qat.start_fraction {self.start_fraction}"
+                f"late QAT never began: no step started at or beyond late_qat.start_fraction {self.start_fraction} of "
+                f"the budget, of which the run spent {find(trainer, Clock).progress(trainer):.0%}"
             ]
         return []
 
