@@ -1,0 +1,346 @@
+"""``python -m records.sweep``: the same run at several seeds, and what they say together.
+
+Each seed is a ``fit``, then a ``validate`` of its artifact in a fresh process, with the output of both kept in the
+sweep's folder. A sweep that was interrupted goes on where it stopped; finished seeds are never repeated unless
+``--again`` names them. A seed that fails is said and passed over, and the command exits non-zero in the end. What
+stands after ``--`` is given to both commands, as in ``... --seeds 1 2 -- --clock.max_seconds 60``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.errors import UserError
+from components.files import write_whole
+from datamodules.command import run_command
+from records.baseline import baseline_losses
+from records.curves import draw_curves
+from records.runs import LOG_NAME, SUMMARY_NAME, newest_finished, open_run, read_json
+from records.statistics import Comparison, Sample, compare, describe
+
+CLI = Path(__file__).parents[1] / "cli.py"
+SWEEP_NAME = "sweep.json"
+STATE_NAME = "seed.json"
+LARGEST_DIFFERENCE = 1e-4
+"""Bits per byte that a fresh process may score beside the one that trained: they may divide the work differently."""
+LOOK_SECONDS = 0.2
+PROGRESS_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where one seed at a time runs: GPU numbers as CUDA counts them, or None for what the configuration says."""
+
+    gpus: str | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the commands must be told."""
+        return [] if self.gpus is None else [f"--trainer.devices={self.gpus.count(',') + 1}"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the commands' processes must see."""
+        return {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus}
+
+
+@dataclass
+class Sweep:
+    """One configuration at several seeds.
+
+    Attributes:
+        out: the sweep's folder.
+        configs: configuration files, later ones over earlier ones.
+        extra: further arguments of both commands.
+    """
+
+    out: Path
+    configs: list[Path]
+    extra: list[str]
+    failures: dict[int, str] = field(default_factory=dict)
+    _stopping: bool = False
+
+    def run(self, seeds: Sequence[int], devices: Sequence[Device]) -> None:
+        """Bring every seed to its end, one at a time on each device; failures are kept by seed.
+
+        Raises:
+            UserError: the folder holds seeds of another configuration.
+        """
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for seed in seeds:
+            if self.result(seed) is None:
+                todo.put(seed)
+            else:
+                _say(seed, "finished already")
+        workers = [threading.Thread(target=self._work, args=(todo, device), daemon=True) for device in devices]
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                while worker.is_alive():  # an interrupt does not reach a wait without end
+                    worker.join(LOOK_SECONDS)
+        except KeyboardInterrupt:
+            self._stopping = True
+            for worker in workers:
+                worker.join()
+            raise
+
+    def result(self, seed: int) -> dict[str, Any] | None:
+        """A finished seed's figures, else None.
+
+        Raises:
+            UserError: the seed is of another configuration.
+        """
+        state = self._state(seed)
+        if "validate" not in state:
+            return None
+        fitted = open_run(self._folder(seed) / state["fit"]).summary
+        scored = read_json(self._folder(seed) / state["validate"] / SUMMARY_NAME, "run the seed with --again")
+        return {
+            "seed": seed,
+            "fit": str(self._folder(seed) / state["fit"]),
+            **{name: scored[name] for name in ("val_loss", "val_bpb", "eval_time_seconds")},
+            **{
+                name: fitted[name]
+                for name in (
+                    "pre_quant_val_loss",
+                    "pre_quant_val_bpb",
+                    "step_stop",
+                    "wallclock_seconds",
+                    "bytes_model",
+                    "bytes_code",
+                    "bytes_total",
+                )
+            },
+        }
+
+    def forget(self, seeds: Sequence[int]) -> None:
+        """Let finished seeds run again; their old folders stay."""
+        for seed in seeds:
+            (self._folder(seed) / STATE_NAME).unlink(missing_ok=True)
+
+    def _work(self, todo: queue.SimpleQueue[int], device: Device) -> None:
+        while not self._stopping:
+            try:
+                seed = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._bring_to_end(seed, device)
+            except UserError as error:
+                self.failures[seed] = str(error)
+                _say(seed, f"FAILED: {error}")
+
+    def _bring_to_end(self, seed: int, device: Device) -> None:
+        state = self._state(seed)
+        if "fit" not in state:
+            folder = self._execute("fit", seed, device, [])
+            state["fit"] = str(folder.relative_to(self._folder(seed)))
+            self._write_state(seed, state)
+        run = open_run(self._folder(seed) / state["fit"])
+        folder = self._execute("validate", seed, device, ["--artifact", str(run.artifact)])
+        scored = read_json(folder / SUMMARY_NAME, "run the seed again")
+        if abs(scored["val_bpb"] - run.summary["val_bpb"]) > LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{run.artifact} scores {scored['val_bpb']} bits per byte in a fresh process and "
+                f"{run.summary['val_bpb']} in the one that trained it; look into it before handing anything in."
+            )
+        state["validate"] = str(folder.relative_to(self._folder(seed)))
+        self._write_state(seed, state)
+        _say(seed, f"finished: val_loss {scored['val_loss']:.6f} val_bpb {scored['val_bpb']:.6f}")
+
+    def _execute(self, command: str, seed: int, device: Device, arguments: list[str]) -> Path:
+        """Run a command to its end, saying how far it is; returns its log folder."""
+        runs = self._folder(seed) / command
+        runs.mkdir(parents=True, exist_ok=True)
+        before = set(runs.glob("lightning_logs/version_*"))
+        output = self._folder(seed) / f"{command}.log"
+        full = [
+            *(sys.executable, str(CLI), command),
+            *(f"--config={path}" for path in self.configs),
+            *self.extra,
+            f"--seed_everything={seed}",
+            f"--trainer.default_root_dir={runs}",
+            *device.arguments,
+            *arguments,
+        ]
+        _say(seed, f"{command} begins, its output in {output}")
+        environment = {**os.environ, **device.environment}
+        with (
+            output.open("w") as file,
+            subprocess.Popen(full, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+        ):
+            self._watch(process, seed, runs, before)
+        if process.returncode:
+            raise UserError(f"{command} ended with code {process.returncode}: {_last_line(output)} (see {output})")
+        folder = newest_finished(runs)
+        assert folder is not None
+        assert folder not in before
+        return folder
+
+    def _watch(self, process: subprocess.Popen[bytes], seed: int, runs: Path, before: set[Path]) -> None:
+        said, look_at = "", time.monotonic() + PROGRESS_SECONDS
+        while process.poll() is None:
+            if self._stopping:
+                process.terminate()
+            time.sleep(LOOK_SECONDS)
+            if time.monotonic() > look_at:
+                look_at += PROGRESS_SECONDS
+                logs = [log for log in runs.glob(f"lightning_logs/*/{LOG_NAME}") if log.parent not in before]
+                line = _last_line(logs[0]) if logs else ""
+                if line != said:
+                    _say(seed, line)
+                    said = line
+
+    def _folder(self, seed: int) -> Path:
+        return self.out / f"seed{seed}"
+
+    def _state(self, seed: int) -> dict[str, Any]:
+        path = self._folder(seed) / STATE_NAME
+        if not path.exists():
+            return {"settings": self._fingerprint()}
+        state = read_json(path, "run the seed with --again")
+        if state["settings"] != self._fingerprint():
+            raise UserError(
+                f"{self._folder(seed)} was run with another configuration or other arguments; choose another --out, "
+                f"or run it anew with --again {seed}."
+            )
+        return state
+
+    def _write_state(self, seed: int, state: dict[str, Any]) -> None:
+        write_whole(self._folder(seed) / STATE_NAME, json.dumps(state, indent=2).encode())
+
+    def _fingerprint(self) -> str:
+        contents = [path.read_text() for path in self.configs]
+        return hashlib.sha256(json.dumps([contents, self.extra]).encode()).hexdigest()
+
+
+def report(results: list[dict[str, Any]], baseline: Sequence[float]) -> tuple[dict[str, Any], str]:
+    """What finished seeds say together: as the content of ``sweep.json``, and as lines to read.
+
+    Args:
+        results: figures of each seed, at least one.
+        baseline: losses of the baseline's seeds in nats; none for no comparison.
+    """
+    losses, bpbs = describe([r["val_loss"] for r in results]), describe([r["val_bpb"] for r in results])
+    content: dict[str, Any] = {
+        "seed_results": results,
+        "val_loss": losses.__dict__,
+        "val_bpb": bpbs.__dict__,
+    }
+    lines = [
+        f"{'seed':>12} {'val_loss':>10} {'val_bpb':>10} {'bytes':>12} {'train s':>9} {'scoring s':>9}",
+        *(
+            f"{r['seed']:>12} {r['val_loss']:>10.6f} {r['val_bpb']:>10.6f} {r['bytes_total']:>12,} "
+            f"{r['wallclock_seconds']:>9.1f} {r['eval_time_seconds']:>9.1f}"
+            for r in results
+        ),
+        f"{'mean':>12} {losses.mean:>10.6f} {bpbs.mean:>10.6f}",
+        f"{'deviation':>12} {_spread(losses.deviation)} {_spread(bpbs.deviation)}",
+        f"{'95% +-':>12} {_spread(losses.interval)} {_spread(bpbs.interval)}",
+    ]
+    if baseline:
+        comparison = compare([r["val_loss"] for r in results], baseline)
+        content["baseline"] = {"val_losses": list(baseline), **_facts(comparison, losses, bpbs)}
+        lines += [
+            f"against the baseline's {len(baseline)}: {comparison.sentence()}",
+            f"  that is {content['baseline']['improvement_bpb']:.6f} bits per byte, on the same text and tokenizer",
+        ]
+    return content, "\n".join(lines)
+
+
+def _facts(comparison: Comparison, losses: Sample, bpbs: Sample) -> dict[str, Any]:
+    return {
+        "improvement_nats": comparison.improvement,
+        "improvement_bpb": comparison.improvement * bpbs.mean / losses.mean,
+        "p_better": comparison.p_better,
+        "p_margin": comparison.p_margin,
+        "rule_holds": comparison.holds,
+        "why_not": comparison.why_not,
+    }
+
+
+def _spread(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.6f}"
+
+
+def _say(seed: int, what: str) -> None:
+    print(f"seed {seed}: {what}", flush=True)
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the seeds, and print and save what they say.
+
+    Raises:
+        UserError: a setting is wrong, or a seed failed; all that finished is saved all the same.
+    """
+    ours, extra = list(arguments), []
+    if "--" in ours:
+        cut = ours.index("--")
+        ours, extra = ours[:cut], ours[cut + 1 :]
+    args = _parser().parse_args(ours)
+    for path in args.config:
+        if not path.is_file():
+            raise UserError(f"There is no configuration {path}; give --config a YAML file, as cli.py takes it.")
+    seeds = list(dict.fromkeys([*args.seeds, *args.again]))
+    baseline = baseline_losses(args.baseline)
+    out = (args.out or Path("runs") / "sweeps" / args.config[0].stem).resolve()
+    sweep = Sweep(out, [path.resolve() for path in args.config], extra)
+    sweep.forget(args.again)
+    sweep.run(seeds, [Device(gpus) for gpus in args.devices] or [Device()])
+    results = [result for seed in seeds if (result := sweep.result(seed)) is not None]
+    if results:
+        content, lines = report(results, baseline)
+        content |= {"configs": [str(path) for path in sweep.configs], "arguments": extra}
+        content["failures"] = {str(seed): why for seed, why in sweep.failures.items()}
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / SWEEP_NAME, (json.dumps(content, indent=2) + "\n").encode())
+        draw_curves({r["seed"]: Path(r["fit"]) / LOG_NAME for r in results}, out / "curves.png")
+        print(f"\n{lines}\n\nsaved: {out / SWEEP_NAME}, {out / 'curves.png'}")
+    if sweep.failures:
+        listed = "; ".join(f"seed {seed}: {why}" for seed, why in sorted(sweep.failures.items()))
+        raise UserError(f"{len(sweep.failures)} of {len(seeds)} seeds failed ({listed}); mend and run the same again.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m records.sweep", description=__doc__)
+    parser.add_argument("--config", type=Path, action="append", required=True, help="as for cli.py; may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, help="the seeds of the runs")
+    parser.add_argument("--again", type=int, nargs="+", default=[], metavar="SEED", help="seeds to run anew")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        default=[],
+        help="what to beat: a sweep.json, a submission.json, or the losses of its seeds in nats",
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        metavar="GPUS",
+        help="run a seed at a time on each of these, a comma between the numbers of GPUs that work together (such as "
+        "0,1,2,3 4,5,6,7); without it one seed after another, as the configuration says",
+    )
+    parser.add_argument("--out", type=Path, help="the sweep's folder (default: runs/sweeps/NAME OF THE FIRST CONFIG)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
