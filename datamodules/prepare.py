@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import sentencepiece
 from tqdm import tqdm
 
@@ -128,19 +129,25 @@ class Encoder:
             ThreadPoolExecutor(max_workers=1) as executor,
             tqdm(unit="B", unit_scale=True, desc="encoding text", leave=False) as progress,
         ):
-            encoding: Future[list[EncodedDocument]] | None = None
-            for batch in _batches(documents, BATCH_BYTES):
-                following = executor.submit(self._encode_batch, batch)
+            encoding: Future[list[npt.NDArray[np.int32]]] | None = None
+            batch: list[bytes] = []
+            for next_batch in _batches(documents, BATCH_BYTES):
+                next_encoding = executor.submit(self._encode_batch, next_batch)
                 if encoding:
-                    yield from encoding.result()
-                encoding = following
+                    yield from _paired(batch, encoding.result())
+                batch, encoding = next_batch, next_encoding
                 progress.update(sum(map(len, batch)))
             if encoding:
-                yield from encoding.result()
+                yield from _paired(batch, encoding.result())
 
-    def _encode_batch(self, batch: list[bytes]) -> list[EncodedDocument]:
-        encoded = self._tokenizer.Encode(batch, return_type="numpy", add_bos=True, num_threads=self._num_workers)
-        return [(document, ids.astype(np.uint16)) for document, ids in zip(batch, encoded, strict=True)]
+    def _encode_batch(self, batch: list[bytes]) -> list[npt.NDArray[np.int32]]:
+        ids = self._tokenizer.Encode(batch, return_type="numpy", add_bos=True, num_threads=self._num_workers)
+        assert isinstance(ids, list)
+        return ids
+
+
+def _paired(batch: list[bytes], ids: list[npt.NDArray[np.int32]]) -> Iterator[EncodedDocument]:
+    return ((document, document_ids.astype(np.uint16)) for document, document_ids in zip(batch, ids, strict=True))
 
 
 def _write_split(
