@@ -1,0 +1,365 @@
+"""Bad input through the command line: one sentence that names the file or setting, and nothing half-written."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cli import main
+from components.artifact import read_artifact, write_artifact
+from components.gpt import GPT
+from components.public_artifact import write_public_artifact
+from components.quantisation import quantise, storage_of
+from tests.support import ROOT, TINY, fit_arguments, run, tiny_network, validate_arguments, write_shard
+
+# What Lightning opens before it asks for the data; none of it is a result.
+LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "train.log")
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[[list[Any]], str]:
+    """Run a command that must fail as it should, and give its sentence."""
+
+    def refused(arguments: list[Any]) -> str:
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        # A string is what the interpreter prints to stderr and then exits with 1.
+        sentence = exit.value.code
+        assert isinstance(sentence, str)
+        assert sentence.startswith("error: ")
+        assert "\n" not in sentence
+        assert "Traceback" not in "".join(capfd.readouterr())
+        runs = tmp_path / "runs"
+        left = [path.name for path in runs.rglob("*") if path.is_file()] if runs.is_dir() else []
+        assert [name for name in left if not name.startswith(LEFT_BY_LIGHTNING)] == []
+        return sentence
+
+    return refused
+
+
+Refused = Callable[[list[Any]], str]
+
+
+def train_shard(folder: Path) -> Path:
+    return folder / "fineweb_train_000000.bin"
+
+
+def val_shard(folder: Path) -> Path:
+    return folder / "fineweb_val_000000.bin"
+
+
+def test_no_data_folder(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"data.path": tmp_path / "nowhere"}))
+    assert str(tmp_path / "nowhere") in sentence
+    assert "python -m datamodules.download" in sentence
+    assert "python -m datamodules.prepare" in sentence
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_no_shards(split: str, refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    for path in data_folder.glob(f"fineweb_{split}_*"):
+        path.unlink()
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs"))
+    assert f"no {split} shards" in sentence
+    assert str(data_folder) in sentence
+    assert "python -m datamodules.download" in sentence
+
+
+@pytest.mark.parametrize("shard", [train_shard, val_shard])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: b"\x01" + data[1:], "is not a token shard (magic number"),
+        (lambda data: data[:4] + b"\x02" + data[5:], "has format version 2"),
+        (lambda data: data[:-1], "where its header gives"),
+        (lambda data: data + b"\0\0", "where its header gives"),
+        (lambda data: data[:100], "shorter than its 1024-byte header"),
+        (lambda data: b"", "shorter than its 1024-byte header"),
+    ],
+    ids=["magic", "version", "truncated", "too long", "cut in the header", "empty"],
+)
+def test_a_damaged_shard(
+    change: Callable[[bytes], bytes],
+    reason: str,
+    shard: Callable[[Path], Path],
+    refused: Refused,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    path = shard(data_folder)
+    path.write_bytes(change(path.read_bytes()))
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs"))
+    assert str(path) in sentence
+    assert reason in sentence
+    assert "download or prepare it again" in sentence
+
+
+# A step reads 1,032 ids, so that the last of these comes up in the ninth.
+@pytest.mark.parametrize(("shard", "position"), [(val_shard, 500), (train_shard, 20), (train_shard, 9000)])
+def test_a_token_id_outside_the_vocabulary(
+    shard: Callable[[Path], Path], position: int, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    ids = np.fromfile(shard(data_folder), dtype="<u2")[512:]
+    ids[position] = 1024
+    write_shard(shard(data_folder), ids)
+    # No checkpoint, which would rightly be kept, before a step that reads ahead to the id.
+    settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.enable_checkpointing": "false"}
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
+    assert f"token id 1024 at position {position} of {shard(data_folder)} is outside the vocabulary of 1024" in sentence
+
+
+def test_a_tokenizer_of_another_vocabulary_size(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"model.vocab_size": 2048}))
+    assert f"tokenizer {data_folder / 'tokenizer.model'} has 1024 pieces where 2048 are configured" in sentence
+
+
+def test_no_tokenizer(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    missing, foreign = tmp_path / "missing.model", tmp_path / "foreign.model"
+    foreign.write_bytes(b"not a model")
+    for path, reason in ((missing, "no tokenizer at"), (foreign, "is not a SentencePiece model")):
+        sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"data.tokenizer_path": path}))
+        assert reason in sentence
+        assert str(path) in sentence
+
+
+def test_batch_tokens_that_do_not_divide(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"data.train_batch_tokens": 1000}))
+    assert "train_batch_tokens 1000 is not a multiple of 8 micro-batches of sequences of 64 tokens" in sentence
+    assert "multiple of 512" in sentence
+
+
+def test_a_world_size_that_does_not_divide_8(data_folder: Path, tmp_path: Path) -> None:
+    arguments = fit_arguments(data_folder, tmp_path / "runs", **{"trainer.devices": 3, "trainer.strategy": "ddp"})
+    result = run("cli.py", *arguments)
+    assert result.returncode == 1
+    assert "error: a world of 3 ranks cannot share the 8 micro-batches of a step: use a number of devices that" in (
+        result.stderr
+    )
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not list((tmp_path / "runs").rglob("summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("stride", 0), ("stride", 65), ("stride", -1), ("fit_stride", 0), ("fit_stride", 65)]
+)
+def test_a_stride_of_0_or_over_the_window(
+    setting: str, value: int, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    arguments = fit_arguments(data_folder, tmp_path / "runs", **{f"scoring.{setting}": value})
+    assert f"scoring.{setting} is {value}; set it from 1 to scoring.seq_len (64)" in refused(arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fewer_validation_ids_than_two(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    write_shard(val_shard(data_folder), np.array([5]))
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs"))
+    assert f"The validation shards in {data_folder} hold 1 ids" in sentence
+
+
+def test_a_cap_of_one_validation_id(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"scoring.max_tokens": 1}))
+    assert "scoring.max_tokens is 1; set it to 0 for all or to at least 2" in sentence
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact") / "sound.golf"
+    network = tiny_network()
+    write_artifact(path, vars(network.config), stored(network))
+    return path
+
+
+def stored(network: GPT) -> dict[str, Any]:
+    layers = network.config.num_layers
+    return {name: quantise(w, storage_of(name, w.shape, layers)) for name, w in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "is truncated"),
+        (lambda data: data[:6], "is truncated"),
+        (lambda data: b"", "is not an artifact"),
+        (lambda data: b"PK\x03\x04" + data, "is not an artifact"),
+        (lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:], "is damaged"),
+        (lambda data: data + b"more", "is damaged"),
+        (lambda data: b"\x28\xb5\x2f\xfd" + bytes(50), "is not a sound public artifact"),
+    ],
+    ids=["half", "six bytes", "empty", "foreign", "flipped bit", "longer", "foreign zstd"],
+)
+def test_an_artifact_that_is_corrupt_truncated_or_foreign(
+    change: Callable[[bytes], bytes],
+    reason: str,
+    artifact: Path,
+    refused: Refused,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "changed.golf"
+    path.write_bytes(change(artifact.read_bytes()))
+    sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+    assert str(path) in sentence
+    assert reason in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_artifact_that_does_not_exist(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.golf", data_folder):
+        sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+        assert f"{path} cannot be read" in sentence
+
+
+def test_an_artifact_of_another_vocabulary(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.golf"
+    network = tiny_network(vocab_size=512)
+    write_artifact(path, vars(network.config), stored(network))
+    sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+    assert f"tokenizer {data_folder / 'tokenizer.model'} has 1024 pieces where 512 are configured" in sentence
+
+
+def test_a_public_artifact_of_another_network(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.int5int6.ptz"
+    write_public_artifact(path, stored(tiny_network(vocab_size=512)))
+    settings = {f"model.{name}": value for name, value in TINY.items()}
+    sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path, **settings))
+    assert f"is not the one in {path}" in sentence
+    assert "model settings" in sentence
+
+
+@pytest.mark.parametrize("settings", [{"num_experts": 8}, {"num_layers": "three"}])
+def test_an_artifact_of_a_network_that_this_program_does_not_know(
+    settings: dict[str, Any], artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.golf"
+    sound = read_artifact(artifact)
+    write_artifact(path, {**sound.settings, **settings}, sound.tensors)
+    sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+    assert f"{path} describes a network that this program does not know" in sentence
+
+
+def test_an_artifact_that_describes_an_impossible_network(
+    artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.golf"
+    sound = read_artifact(artifact)
+    write_artifact(path, {**sound.settings, "num_heads": 0}, sound.tensors)
+    assert "model.num_heads is 0" in refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_record_run_on_a_machine_without_a_gpu(command: str, refused: Refused, tmp_path: Path) -> None:
+    config = ROOT / "configs" / "record_10l.yaml"
+    sentence = refused([command, "--config", config, f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    assert "trainer.accelerator asks for a GPU and this machine has none" in sentence
+    assert "--config configs/cpu.yaml" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_zstandard_is_missing(
+    command: str, artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)  # an import of it fails now
+    fit, validate = fit_arguments(data_folder, tmp_path / "runs"), validate_arguments(data_folder, tmp_path / "runs")
+    sentence = refused(fit if command == "fit" else [*validate, f"--artifact={artifact}"])
+    assert "zstandard, which is not installed; run `pip install zstandard`" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "--model.num_experts=8"], "--model.num_experts=8"),
+        (["fit", "--model.num_layers=many"], "model.num_layers"),
+        (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["fit", "--artifact=x.golf"], "--artifact=x.golf"),
+        (["train"], "'train'"),
+        ([], "subcommand"),
+    ],
+)
+def test_what_no_option_is_fails_with_the_parsers_own_message(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.split("error: ")[-1]
+    assert said in last
+
+
+@pytest.mark.parametrize("command", [fit_arguments, validate_arguments])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_checkpoint_that_is_missing_or_none(
+    missing: bool, command: Callable[..., list[str]], refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "some.ckpt"
+    contents: list[Callable[[], object]] = [
+        lambda: path.write_bytes(b"not a checkpoint"),
+        lambda: path.write_bytes(b""),
+        lambda: torch.save([1, 2], path),
+        lambda: torch.save({"state_dict": {}}, path),
+        lambda: path.write_bytes(path.read_bytes()[:300]),
+    ]
+    for write in [lambda: None] if missing else contents:
+        write()
+        sentence = refused(command(data_folder, tmp_path / "runs", ckpt_path=path))
+        assert str(path) in sentence
+        assert ("There is no checkpoint file" if missing else "is not a checkpoint") in sentence
+        assert "--ckpt_path" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_artifact_and_a_checkpoint_at_once(
+    artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    arguments = validate_arguments(data_folder, tmp_path / "runs", artifact=artifact, ckpt_path=tmp_path / "some.ckpt")
+    assert "--artifact and --ckpt_path both name weights" in refused(arguments)
+
+
+def test_a_runs_folder_that_is_a_file(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
+        sentence = refused(fit_arguments(data_folder, folder))
+        assert f"The runs folder {folder} cannot be made" in sentence
+        assert "trainer.default_root_dir" in sentence
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("trainer.max_steps", -1, "The run has no end: set clock.max_seconds or trainer.max_steps."),
+        ("trainer.accumulate_grad_batches", 3, "trainer.accumulate_grad_batches is 3, but 8 micro-batches over 1"),
+        ("data.train_seq_len", 0, "data.train_seq_len is 0"),
+        ("data.train_micro_batches", 0, "data.train_micro_batches is 0"),
+        ("clock.max_seconds", -1, "clock.max_seconds is -1"),
+        ("late_qat.start_fraction", 2, "late_qat.start_fraction is 2"),
+        ("averaging.every_n_steps", 0, "averaging.every_n_steps is 0"),
+        ("warmup.steps", 1, "warmup.steps is 1"),
+        ("schedule.warmdown_steps", -1, "schedule.warmdown_steps is -1"),
+        ("export.keep_last_k_fp16", -1, "export.keep_last_k_fp16 is -1"),
+        ("model.num_heads", 3, "model.model_dim 272 over model.num_heads 3"),
+    ],
+)
+def test_impossible_settings(
+    setting: str, value: int, said: str, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    assert said in refused(fit_arguments(data_folder, tmp_path / "runs", **{setting: value}))
+
+
+def test_weights_that_cannot_be_exported(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.max_steps": 2, "late_qat.start_fraction": 1}
+    arguments = fit_arguments(data_folder, tmp_path / "runs", **settings, **{"model.optimizer.matrix_lr": 1e30})
+    sentence = refused(arguments)
+    assert "values that are not finite or too large for float16, so it cannot be exported" in sentence
+    assert "lower learning rate" in sentence
+
+
+def test_a_process_prints_the_sentence_alone_and_exits_with_1(tmp_path: Path) -> None:
+    result = run("cli.py", "fit", "--trainer.accelerator=cpu", f"--data.path={tmp_path}", "--scoring.stride=0")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: scoring.stride is 0;")
+    assert "Traceback" not in result.stdout + result.stderr
