@@ -1,0 +1,164 @@
+"""Every shipped YAML is parsed by the real classes, shows every hyperparameter, and says what the recipe says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli import main
+from tests.support import ROOT
+
+CONFIGS = ROOT / "configs"
+COMPLETE = ("record_10l", "demo")
+OVERLAYS = ("one_gpu", "cpu")
+# Not hyperparameters: what one run is given on the command line.
+OF_THE_COMMAND_LINE = {"ckpt_path", "weights_only", "artifact"}
+
+
+def parse(capsys: pytest.CaptureFixture[str], command: str, *names: str) -> dict[str, Any]:
+    """The whole configuration that these files make, as ``--print_config`` gives it back."""
+    files = [f"--config={CONFIGS / name}.yaml" for name in names]
+    with pytest.raises(SystemExit) as exit:
+        main([command, *files, "--print_config"])
+    assert exit.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def written(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def test_every_file_is_known_here() -> None:
+    assert {path.stem for path in CONFIGS.glob("*")} == {*COMPLETE, *OVERLAYS}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("names", [*((name,) for name in COMPLETE), *(("record_10l", name) for name in OVERLAYS)])
+def test_each_parses_and_every_value_arrives(
+    names: tuple[str, ...], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed = dict(leaves(parse(capsys, command, *names)))
+    for name, value in leaves(written(names[-1])):
+        if name != "trainer.callbacks":
+            assert parsed[name] == value, name
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_file_shows_every_hyperparameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = {key for key, _ in leaves(parse(capsys, "fit", name)) if not key.startswith("trainer.")}
+    assert {"model.optimizer.matrix_lr", "scoring.stride", "late_qat.start_fraction"} < parsed
+    assert parsed - OF_THE_COMMAND_LINE == {key for key, _ in leaves(written(name)) if not key.startswith("trainer.")}
+
+
+def test_what_is_not_a_hyperparameter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "misspelt.yaml"
+    file.write_text("averaging:\n  every_n_step: 50\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", f"--config={CONFIGS / 'record_10l.yaml'}", f"--config={file}", "--print_config"])
+    assert exit.value.code == 2
+    assert "every_n_step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_change_the_trainer_alone(name: str) -> None:
+    assert set(written(name)) == {"trainer"}
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_what_the_trainer_must_be_told_for_the_stream_and_the_clock(name: str) -> None:
+    trainer = written(name)["trainer"]
+    assert trainer["max_epochs"] == -1  # the stream is endless
+    assert trainer["use_distributed_sampler"] is False  # ranks slice it themselves
+    assert trainer["check_val_every_n_epoch"] is None
+    assert "accumulate_grad_batches" not in trainer  # follows from the number of ranks
+    [checkpoint] = trainer["callbacks"]
+    assert checkpoint["init_args"]["save_on_train_epoch_end"] is True
+
+
+# Copied by hand from the published recipe, never from the file.
+RECIPE = {
+    "model.vocab_size": 1024,
+    "model.model_dim": 512,
+    "model.num_layers": 10,
+    "model.num_heads": 8,
+    "model.num_kv_heads": 4,
+    "model.mlp_mult": 3,
+    "model.tie_embeddings": True,
+    "model.tied_embed_init_std": 0.005,
+    "model.bigram_vocab_size": 4096,
+    "model.bigram_dim": 128,
+    "model.rope_base": 10000,
+    "model.qk_gain_init": 1.5,
+    "model.logit_softcap": 30,
+    "model.output_proj_init": "zero",
+    "model.smear_across_documents": True,
+    "model.optimizer.matrix_lr": 0.025,
+    "model.optimizer.matrix_momentum": 0.92,
+    "model.optimizer.matrix_weight_decay": 0.04,
+    "model.optimizer.newton_schulz_steps": 5,
+    "model.optimizer.adam_beta1": 0.9,
+    "model.optimizer.adam_beta2": 0.95,
+    "model.optimizer.adam_eps": 1e-8,
+    "model.optimizer.adam_weight_decay": 0.01,
+    "model.optimizer.table_lr": 0.03,
+    "model.optimizer.control_lr": 0.02,
+    "model.optimizer.untied_table_lr": 0.6,
+    "model.optimizer.head_lr": 0.008,
+    "schedule.momentum_start": 0.92,
+    "schedule.momentum_end": 0.99,
+    "schedule.momentum_warmup_steps": 1500,
+    "schedule.warmdown_steps": 3000,
+    "trainer.gradient_clip_val": 0.3,
+    "trainer.max_steps": 20000,
+    "trainer.devices": 8,
+    "trainer.precision": "bf16-mixed",
+    "data.train_batch_tokens": 786432,
+    "data.train_seq_len": 2048,
+    "data.train_micro_batches": 8,
+    "clock.max_seconds": 600,
+    "warmup.steps": 20,
+    "averaging.start_multiplier": 0.5,
+    "averaging.every_n_steps": 50,
+    "averaging.only_under_qat": False,
+    "late_qat.start_fraction": 0.85,
+    "export.keep_last_k_fp16": 1,
+    "scoring.seq_len": 2048,
+    "scoring.stride": 64,
+    "scoring.fit_stride": 2048,
+    "scoring.max_tokens": 0,
+    "seed_everything": 1337,
+}
+
+
+def test_the_record_run_is_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = dict(leaves(parse(capsys, "fit", "record_10l")))
+    assert {name: parsed[name] for name in RECIPE} == RECIPE
+    settings = {name for name in parsed if name.split(".")[0] in ("model", "schedule", "averaging", "late_qat")}
+    assert settings - RECIPE.keys() == {"model.compile"}  # no setting of the recipe's parts is forgotten here
+
+
+def test_the_record_run_compiles_and_is_ddp() -> None:
+    record = written("record_10l")
+    assert record["model"]["compile"] is True
+    assert record["trainer"]["accelerator"] == "gpu"
+    assert record["trainer"]["strategy"]["class_path"] == "lightning.pytorch.strategies.DDPStrategy"
+
+
+def test_the_demo_trains_the_same_recipe_at_a_small_scale() -> None:
+    record, demo = dict(leaves(written("record_10l"))), dict(leaves(written("demo")))
+    same = ("model.optimizer.", "late_qat.", "export.", "schedule.momentum_start", "schedule.momentum_end")
+    for name in record:
+        if name.startswith(same):
+            assert demo[name] == record[name], name
+    assert demo["model.compile"] is False  # needs no compiler
+    assert demo["clock.max_seconds"] == 90
