@@ -7,8 +7,10 @@ from pathlib import Path
 import sentencepiece
 
 from components.errors import UserError
-from datamodules.documents import MAX_DOCUMENT_BYTES
-from datamodules.files import written_beside
+from components.files import written_beside
+
+MAX_DOCUMENT_BYTES = 1 << 26
+"""No document may be larger: this is what bounds the memory. The trainer takes every one that is not."""
 
 
 def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:

@@ -1,0 +1,90 @@
+"""Train, export and score this submission's model, or score an exported file. One file; the requirements beside it.
+
+    torchrun --standalone --nproc_per_node=8 train_gpt.py                # the run, with the settings in CONFIG
+    torchrun --standalone --nproc_per_node=8 train_gpt.py --seed_everything 42 --data.path FOLDER
+    python train_gpt.py validate --artifact FILE --data.path FOLDER --data.tokenizer_path FILE
+    python train_gpt.py fit --help                                       # every setting, its meaning and unit
+    python train_gpt.py unpack FOLDER                                    # the sources as files, to read
+
+It holds the modules of a project: some in READABLE, in clear text, the rest in PACKED, as base 85 of LZMA, without the
+comments and docstrings that --help does not show. Both are imported from here under their own names.
+"""
+
+import base64
+import importlib.abc
+import importlib.util
+import lzma
+import os
+import sys
+import warnings
+from pathlib import Path
+
+CONFIG = ""
+READABLE: dict[str, str] = {}
+PACKED = ""
+
+# --- The importer ---
+
+SOURCES = dict(READABLE)
+if PACKED:
+    for _module in lzma.decompress(base64.b85decode("".join(PACKED.split()))).decode().split("\0"):
+        _file, _, _source = _module.partition("\n")
+        SOURCES[_file] = _source
+
+
+class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Find modules in SOURCES, and show their source to whoever inspects it, as --help does."""
+
+    def find_spec(self, fullname, path=None, target=None):  # type: ignore
+        """Where a module is, if it is here."""
+        if self._file(fullname) not in SOURCES:
+            return None
+        origin = f"{Path(__file__).resolve()}:{self._file(fullname)}"
+        spec = importlib.util.spec_from_loader(fullname, self, origin=origin, is_package=self.is_package(fullname))
+        spec.has_location = True  # type: ignore
+        return spec
+
+    def get_code(self, fullname):  # type: ignore
+        """A module's code, its tracebacks under this file's name."""
+        return compile(self.get_source(fullname), f"{Path(__file__).resolve()}:{self._file(fullname)}", "exec")
+
+    def get_source(self, fullname):  # type: ignore
+        """A module's source."""
+        return SOURCES[self._file(fullname)]
+
+    def is_package(self, fullname):  # type: ignore
+        """Whether a module is a package."""
+        return self._file(fullname).endswith("__init__.py")
+
+    def _file(self, fullname):  # type: ignore
+        package = fullname.replace(".", "/") + "/__init__.py"
+        return package if package in SOURCES else fullname.replace(".", "/") + ".py"
+
+
+sys.meta_path.insert(0, Importer())
+
+
+def main(arguments: list[str]) -> None:
+    """Run a command with CONFIG as its first configuration; without a command, fit."""
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "fit"
+    if command == "unpack":
+        for file, source in SOURCES.items():
+            path = Path(arguments[0], file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return
+    import callbacks.export
+    import cli
+
+    callbacks.export.SOURCES = (Path(__file__).name,)  # type: ignore # this file is all of the code that counts
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    launched = []
+    if "LOCAL_WORLD_SIZE" in os.environ:  # by torchrun, which decides how many processes there are
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+        launched = [f"--trainer.devices={local}", f"--trainer.num_nodes={nodes}"]
+    cli.main([command, f"--config={CONFIG}", *launched, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,240 @@
+"""The one self-contained ``train_gpt.py``, made of the project's own sources.
+
+What ``cli.py`` imports, directly or not, goes in; what fit and validate never need stays out. The modules that say most
+about the model go in as they are, as many as the limit lets, or else in clear text without their comments; the others
+lose their comments, their docstrings and what nothing uses, and are compressed. That costs a reader of the file most of
+the project's plumbing, which ``train_gpt.py unpack FOLDER`` gives back without its comments, and which the project
+itself has with them. The same sources and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import lzma
+import re
+import textwrap
+import tokenize
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
+
+from components.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = Path(__file__).with_name("packed_script.py")
+ENTRY = "cli.py"
+
+MAX_CODE_BYTES = 56_721
+"""The size of the public script that this project's model comes from; ours is to be no larger."""
+
+READABLE_FIRST = (
+    "components/gpt.py",
+    "components/quantisation.py",
+    "callbacks/late_qat.py",
+    "callbacks/averaging.py",
+    "components/muon.py",
+    "callbacks/schedule.py",
+    "components/optimizer.py",
+    "components/scoring.py",
+    "lightning_modules/gpt.py",
+    "components/byte_counts.py",
+    "callbacks/clock.py",
+    "callbacks/export.py",
+    "cli.py",
+)
+"""Which modules a reader should find in clear text first."""
+
+_LINE = 118
+# Text: literals depend on the byte before more than on where they stand.
+_LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A packed script.
+
+    Attributes:
+        text: the file's content.
+        readable: modules in it that are in clear text.
+        packed: modules in it that are compressed.
+    """
+
+    text: str
+    readable: list[str]
+    packed: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        """The file's size, which counts as code."""
+        return len(self.text.encode())
+
+
+def build_script(config: Path, max_bytes: int = MAX_CODE_BYTES) -> Script:
+    """Pack the project with a run's ``config.yaml`` for its default settings.
+
+    Raises:
+        UserError: even with every module compressed the script is over the limit.
+    """
+    settings = clear_settings(yaml.safe_load(config.read_text()))
+    sources = {file: (ROOT / file).read_text() for file in needed_files()}
+    bare = shake({file: strip(source) for file, source in sources.items()})
+    readable: dict[str, str] = {}
+    script = _assemble(settings, bare, readable)
+    if script.num_bytes > max_bytes:
+        raise UserError(
+            f"The sources that {ENTRY} needs make a script of {script.num_bytes:,} bytes, over the limit of "
+            f"{max_bytes:,}; make them smaller."
+        )
+    for file in READABLE_FIRST:
+        for source in (sources[file], bare[file]):
+            larger = _assemble(settings, bare, {**readable, file: source})
+            if larger.num_bytes <= max_bytes:
+                readable, script = {**readable, file: source}, larger
+                break
+    return script
+
+
+def needed_files() -> list[str]:
+    """The project's files that the command line imports when it starts, sorted."""
+    found: set[str] = set()
+    todo = [ENTRY]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += _imports(ast.parse((ROOT / file).read_text()).body)
+    return sorted(found)
+
+
+def strip(source: str) -> str:
+    """A module's source without comments, blank lines and the docstrings that ``--help`` does not show.
+
+    ``--help`` reads the docstrings of classes that document their arguments.
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        for index, statement in enumerate(body):
+            if not _is_bare_string(statement) or (index == 0 and _documents_arguments(node)):
+                continue
+            alone = len(body) == 1
+            for row in range(statement.lineno - 1, statement.end_lineno):
+                lines[row] = ""
+            if alone and not isinstance(node, ast.Module):
+                lines[statement.lineno - 1] = " " * statement.col_offset + "pass"
+    for node in tree.body:
+        if _is_main_guard(node):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    stripped = "\n".join(line.rstrip() for line in _without_blank_lines(lines)) + "\n"
+    ast.parse(stripped)
+    return stripped
+
+
+def shake(sources: dict[str, str]) -> dict[str, str]:
+    """Drop the functions and classes that nothing else in the sources names, until all that is left is named.
+
+    What a function imports when it is called is for other commands: it must go with the function.
+    """
+    sources = dict(sources)
+    entered = TEMPLATE.read_text()
+    while True:
+        words = Counter(re.findall(r"\w+", entered) + [w for s in sources.values() for w in re.findall(r"\w+", s)])
+        before = dict(sources)
+        for file, source in before.items():
+            lines = source.splitlines(keepends=True)
+            for node in reversed(ast.parse(source).body):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.end_lineno is not None:
+                    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+                    own = re.findall(rf"\b{node.name}\b", "".join(lines[first : node.end_lineno]))
+                    if words[node.name] == len(own):
+                        del lines[first : node.end_lineno]
+            sources[file] = "".join(lines)
+        if sources == before:
+            break
+    for file, source in sources.items():
+        missing = set(_imports(ast.walk(ast.parse(source)))) - sources.keys()
+        assert not missing, f"{file} imports {missing} where it is called"
+    return sources
+
+
+def clear_settings(settings: dict[str, Any]) -> str:
+    """A run's settings as YAML, without what is unset or belongs to the machine that it ran on."""
+    kept = {section: value for section, value in settings.items() if value is not None}
+    kept["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}
+    kept["trainer"]["default_root_dir"] = "runs"
+    return yaml.safe_dump(kept, sort_keys=False)
+
+
+def _assemble(settings: str, bare: dict[str, str], readable: dict[str, str]) -> Script:
+    packed = [file for file in bare if file not in readable]
+    archive = "\0".join(f"{file}\n{bare[file]}" for file in packed).encode()
+    data = base64.b85encode(lzma.compress(archive, lzma.FORMAT_ALONE, filters=_LZMA)).decode()
+    wrapped = "\n".join(data[i : i + _LINE] for i in range(0, len(data), _LINE))
+    clear = "".join(f"READABLE[{file!r}] = {_raw(source)}\n" for file, source in readable.items())
+    listed = textwrap.fill(", ".join(packed), _LINE, initial_indent="# ", subsequent_indent="# ")
+    template = TEMPLATE.read_text()
+    for line, replacement in (
+        ('CONFIG = ""\n', f"CONFIG = {_raw(settings)}\n"),
+        ("READABLE: dict[str, str] = {}\n", f"READABLE: dict[str, str] = {{}}\n{clear}"),
+        ('PACKED = ""\n', f"{listed}\nPACKED = {_raw(wrapped)}\n"),
+    ):
+        assert template.count(line) == 1
+        template = template.replace(line, replacement)
+    return Script(template, list(readable), packed)
+
+
+def _raw(text: str) -> str:
+    assert "'''" not in text
+    assert text[-1] not in "'\\"
+    return f"r'''{text}'''"
+
+
+def _imports(nodes: Iterable[ast.AST]) -> list[str]:
+    """The project's files that statements import, packages on the way included."""
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    files = []
+    for name in names:
+        parts = name.split(".")
+        files += ["/".join(parts[:i]) + "/__init__.py" for i in range(1, len(parts) + 1)]
+        files.append("/".join(parts) + ".py")
+    return [file for file in files if (ROOT / file).is_file()]
+
+
+def _is_bare_string(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _documents_arguments(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and "Args:" in (ast.get_docstring(node) or "")
+
+
+def _is_main_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def _without_blank_lines(lines: list[str]) -> list[str]:
+    """Drop blank lines outside strings."""
+    inside: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines) + "\n").readline):
+        if token.type == tokenize.STRING:
+            inside.update(range(token.start[0], token.end[0]))
+    return [line for row, line in enumerate(lines) if line.strip() or row in inside]
