@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import device, device_name, in_turn, save, table
+from components.byte_counts import ByteTable
 from components.gpt import GPT, GPTConfig
 from components.scoring import WindowBatch, WindowLoader
 
@@ -32,7 +33,7 @@ def main() -> None:
     ids = torch.randint(1024, (seq_len + STRIDE * batch_windows * num_batches + 1,))
     loader = WindowLoader(
         ids,
-        torch.ones(len(ids) - 1, dtype=torch.int64),
+        ByteTable(*torch.ones(3, 1024, dtype=torch.int64)),
         seq_len=seq_len,
         stride=STRIDE,
         batch_windows=batch_windows,

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.common import callbacks_of, data_of, network_of
+from components.files import write_whole
 
 
 class RunSummary(Callback):
@@ -54,9 +55,7 @@ class RunSummary(Callback):
             assert log_dir is not None
             path = Path(log_dir) / "summary.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".tmp")
-            beside.write_text(json.dumps(facts, indent=2) + "\n")
-            beside.replace(path)
+            write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
             rank_zero_info(f"Summary: {path}")
 
 

@@ -23,16 +23,19 @@ class ByteTable:
     keeps_space_after: Tensor
     """int64: 1 where a leading space of the next piece is text, 0 after control, unknown and unused tokens."""
 
-    def target_bytes(self, ids: Tensor) -> Tensor:
-        """Bytes of each target given the token before it.
+    def to(self, device: torch.device) -> "ByteTable":
+        """The same table on a device."""
+        return ByteTable(
+            self.piece_bytes.to(device), self.starts_with_space.to(device), self.keeps_space_after.to(device)
+        )
+
+    def target_bytes(self, previous_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Bytes of each target given the token before it, int64 of the ids' shape.
 
         Args:
-            ids: int64 tensor of shape [N] on the table's device, consecutive ids of a stream.
-
-        Returns:
-            int64 tensor of shape [N - 1]: entry i is the number of bytes of `ids[i + 1]` after `ids[i]`.
+            previous_ids: integer ids of any shape, on the table's device.
+            target_ids: the ids that come right after them, of the same shape.
         """
-        previous_ids, target_ids = ids[:-1], ids[1:]
         spaces = self.starts_with_space[target_ids] * self.keeps_space_after[previous_ids]
         return self.piece_bytes[target_ids] + spaces
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from components.byte_counts import ByteTable
 from components.errors import UserError
 
 
@@ -107,7 +108,7 @@ class WindowLoader:
 
     Args:
         ids: The stream, integers [N], at least two.
-        target_bytes: Bytes that each id after the first stands for, integers [N - 1].
+        byte_table: Bytes that each id stands for.
         seq_len: Targets that a window spans.
         stride: Targets from one window's start to the next.
         batch_windows: Windows a batch.
@@ -119,7 +120,7 @@ class WindowLoader:
     def __init__(
         self,
         ids: Tensor,
-        target_bytes: Tensor,
+        byte_table: ByteTable,
         *,
         seq_len: int,
         stride: int,
@@ -128,11 +129,11 @@ class WindowLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        assert ids.numel() == target_bytes.numel() + 1 >= 2
+        assert ids.numel() >= 2
         self.windows = Windows(ids.numel() - 1, seq_len, stride)
         self.batch_windows = batch_windows
         self.device, self.rank, self.world_size = device, rank, world_size
-        self._ids, self._target_bytes = ids.to(device), target_bytes.to(device)
+        self._ids, self._byte_table = ids.to(device), byte_table.to(device)
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -160,12 +161,10 @@ class WindowLoader:
         scored = (targets >= first_scored[:, None]) & (targets < ends[:, None])
         scored &= (indices < len(self.windows))[:, None]
         last = self.windows.num_targets - 1
-        return WindowBatch(
-            input_ids=self._ids[positions.clamp(max=last)].long(),
-            target_ids=self._ids[targets.clamp(max=last) + 1].long(),
-            target_bytes=self._target_bytes[targets.clamp(max=last)].long() * scored,
-            scored=scored,
-        )
+        input_ids = self._ids[positions.clamp(max=last)].long()
+        target_ids = self._ids[targets.clamp(max=last) + 1].long()
+        target_bytes = self._byte_table.target_bytes(input_ids[:, -num_scored:], target_ids) * scored
+        return WindowBatch(input_ids, target_ids, target_bytes, scored)
 
 
 class Score(NamedTuple):

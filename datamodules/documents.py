@@ -16,13 +16,11 @@ import pyarrow
 import pyarrow.parquet
 
 from components.errors import UserError
+from datamodules.tokenizer import MAX_DOCUMENT_BYTES
 
 Format = Literal["jsonl", "parquet", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 STANDARD_INPUT = "-"
-
-MAX_DOCUMENT_BYTES = 1 << 26
-"""No document may be larger: this is what bounds the memory."""
 
 _SUFFIX_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _COMPRESSION_BY_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -69,7 +69,7 @@ class FineWeb(LightningDataModule):
         assert self.trainer is not None
         tokenizer = load_tokenizer(self.tokenizer_path, self.vocab_size)
         self._val_ids = self._read_validation_ids()
-        self._val_bytes = token_byte_table(tokenizer).target_bytes(self._val_ids.long())
+        self._byte_table = token_byte_table(tokenizer)
         if stage == TrainerFn.FITTING:
             self._train_loader = self._open_train_loader()
             self._set_accumulation()
@@ -122,9 +122,10 @@ class FineWeb(LightningDataModule):
     def windows(self, stride: int) -> WindowLoader:
         """This rank's windows at a stride, on its device."""
         assert self.trainer is not None
+        self._val_ids = self._val_ids.to(self.trainer.strategy.root_device)  # one copy, for all loaders
         return WindowLoader(
             self._val_ids,
-            self._val_bytes,
+            self._byte_table,
             seq_len=self.scoring.seq_len,
             stride=stride,
             batch_windows=self.scoring.batch_windows,

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datamodules.files import written_beside
+from components.files import written_beside
 from datamodules.shards import Split
 
 MANIFEST_NAME = "manifest.json"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.errors import UserError
-from datamodules.files import written_beside
+from components.files import written_beside
 
 MAGIC = 20240520
 VERSION = 1

@@ -145,7 +145,7 @@ class _ByteCountChecker:
     def _count(self, documents: list[TokenIds]) -> None:
         for document in documents:
             ids = torch.from_numpy(document.astype(np.int64))
-            self._counted_bytes += int(self._table.target_bytes(ids).sum())
+            self._counted_bytes += int(self._table.target_bytes(ids[:-1], ids[1:]).sum())
         texts = self._tokenizer.Decode([document[1:].tolist() for document in documents])  # the first is no target
         self._decoded_bytes += sum(len(text.encode()) for text in texts)
 

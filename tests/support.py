@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.byte_counts import ByteTable
 from components.gpt import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,11 @@ def tiny_network(seed: int = 0, **settings: Any) -> GPT:
 
 def random_ids(*shape: int, vocab_size: int = 1024, seed: int = 0) -> torch.Tensor:
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bytes_by_id(piece_bytes: torch.Tensor) -> ByteTable:
+    """A table of pieces without leading spaces."""
+    return ByteTable(piece_bytes, torch.zeros_like(piece_bytes), torch.zeros_like(piece_bytes))
 
 
 def run(*command: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -16,13 +16,13 @@ from components.quantisation import Storage, quantise, storage_of
 from components.scoring import ScoringConfig, WindowLoader, score
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
-from tests.support import ROOT, fit_arguments, random_ids, scalars_of, summary_of
+from tests.support import ROOT, bytes_by_id, fit_arguments, random_ids, scalars_of, summary_of
 
 
 def windows(stride: int) -> WindowLoader:
     return WindowLoader(
         random_ids(60),
-        torch.arange(59) % 3 + 1,
+        bytes_by_id(torch.arange(1024) % 3 + 1),
         seq_len=16,
         stride=stride,
         batch_windows=4,
@@ -92,7 +92,7 @@ def test_the_result_is_the_score_of_what_stands_in_the_file(exported: tuple[Expo
     assert facts["pre_quant_val_loss"] == pytest.approx(of_floats.loss, rel=1e-6)
     assert facts["pre_quant_val_bpb"] == pytest.approx(of_floats.bits_per_byte, rel=1e-6)
     assert abs(of_file.loss - of_floats.loss) > 1e-4 * of_floats.loss  # or the lines above could not tell them apart
-    assert (facts["tokens_scored"], facts["bytes_scored"]) == (59, sum(i % 3 + 1 for i in range(59)))
+    assert (facts["tokens_scored"], facts["bytes_scored"]) == (59, sum(i % 3 + 1 for i in random_ids(60)[1:].tolist()))
     assert facts["windows"] == 12  # the first 16 targets, then 43 more by 4
     assert facts["artifact"] == str(path)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from callbacks.scoring import SlidingWindowScore
 from components.scoring import WindowLoader
 from tests.callbacks.support import trainer_of
-from tests.support import random_ids
+from tests.support import bytes_by_id, random_ids
 
 
 def validate(callback: SlidingWindowScore, trainer: SimpleNamespace, nats_of_target: torch.Tensor, stride: int) -> Mock:
@@ -19,7 +19,7 @@ def validate(callback: SlidingWindowScore, trainer: SimpleNamespace, nats_of_tar
     num_targets = len(nats_of_target)
     loader = WindowLoader(
         torch.arange(num_targets + 1),  # an id is its own position
-        torch.arange(num_targets) % 3 + 1,
+        bytes_by_id((torch.arange(num_targets + 1) - 1) % 3 + 1),
         seq_len=16,
         stride=stride,
         batch_windows=3,

@@ -16,7 +16,7 @@ from components.quantisation import Storage
 from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
-from tests.support import fit_arguments, random_ids
+from tests.support import bytes_by_id, fit_arguments, random_ids
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -24,7 +24,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def windows(stride: int = 16) -> WindowLoader:
     return WindowLoader(
         random_ids(100),
-        torch.ones(99, dtype=torch.int64),
+        bytes_by_id(torch.ones(1024, dtype=torch.int64)),
         seq_len=16,
         stride=stride,
         batch_windows=2,

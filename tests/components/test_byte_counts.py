@@ -22,7 +22,8 @@ def tokenizer() -> sentencepiece.SentencePieceProcessor:
 
 def test_sample_validation_shard(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
     ids = np.fromfile(SAMPLE / "datasets/fineweb10B_sp1024/fineweb_val_000000.bin", "<u2", offset=1024)
-    target_bytes = token_byte_table(tokenizer).target_bytes(torch.from_numpy(ids.astype(np.int64)))
+    stream = torch.from_numpy(ids.astype(np.int64))
+    target_bytes = token_byte_table(tokenizer).target_bytes(stream[:-1], stream[1:])
     assert target_bytes.shape == (131_071,)
     assert target_bytes.sum().item() == 315_257
     assert target_bytes.sum().item() == len(tokenizer.Decode(ids.tolist()).encode())
@@ -32,7 +33,7 @@ def test_each_kind_of_piece(tokenizer: sentencepiece.SentencePieceProcessor) -> 
     bos, the, byte, dash = (tokenizer.PieceToId(piece) for piece in ("<s>", "\u2581the", "<0x41>", "\u2014"))
     unknown = tokenizer.unk_id()
     ids = torch.tensor([bos, the, the, bos, byte, the, dash, unknown, the, bos])
-    assert token_byte_table(tokenizer).target_bytes(ids).tolist() == [3, 4, 0, 1, 4, 3, 0, 3, 0]
+    assert token_byte_table(tokenizer).target_bytes(ids[:-1], ids[1:]).tolist() == [3, 4, 0, 1, 4, 3, 0, 3, 0]
 
 
 @example(documents=["a \u2581\u2581 b\0\t\n  c\u3000\ud7a4", " ", "\ufeff\u2581"])
@@ -43,5 +44,7 @@ def test_documents_count_the_bytes_of_their_decoded_text(
     encoded = [tokenizer.Encode(document) for document in documents]
     ids = [token_id for document in encoded for token_id in (tokenizer.bos_id(), *document)]
     decoded_bytes = sum(len(tokenizer.Decode(document).encode()) for document in encoded)
-    target_bytes = token_byte_table(tokenizer).target_bytes(torch.tensor(ids, dtype=torch.int64))
+    target_bytes = token_byte_table(tokenizer).target_bytes(
+        *(torch.tensor(part, dtype=torch.int64) for part in (ids[:-1], ids[1:]))
+    )
     assert target_bytes.sum().item() == decoded_bytes

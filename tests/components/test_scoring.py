@@ -9,11 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.byte_counts import token_byte_table
+from components.byte_counts import ByteTable, token_byte_table
 from components.errors import UserError
 from components.scoring import BitsPerByte, ScoringConfig, WindowLoader, Windows, score
 from datamodules.shards import find_shards, open_shard
-from tests.support import GOLDEN, SAMPLE, golden_network, needs_golden, needs_sample, random_ids, tiny_network
+from tests.support import (
+    GOLDEN,
+    SAMPLE,
+    bytes_by_id,
+    golden_network,
+    needs_golden,
+    needs_sample,
+    random_ids,
+    tiny_network,
+)
 
 CPU = torch.device("cpu")
 
@@ -35,7 +44,7 @@ def test_each_target_is_scored_exactly_once_over_all_ranks(
     for rank in range(world_size):
         loader = WindowLoader(
             ids,
-            torch.ones(num_targets, dtype=torch.int64),
+            bytes_by_id(torch.ones(num_targets + 1, dtype=torch.int64)),
             seq_len=seq_len,
             stride=stride,
             batch_windows=batch_windows,
@@ -86,7 +95,7 @@ def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> No
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"))
     loader = WindowLoader(
         ids,
-        token_byte_table(tokenizer).target_bytes(ids),
+        token_byte_table(tokenizer),
         seq_len=expected["seq_len"],
         stride=expected.get("stride", expected["seq_len"]),
         batch_windows=16,
@@ -102,11 +111,11 @@ def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> No
 
 def test_splitting_over_ranks_changes_nothing_beyond_rounding() -> None:
     network, ids = tiny_network(), random_ids(700)
-    target_bytes = torch.arange(699) % 5
+    table = ByteTable(*torch.randint(0, 3, (3, 1024)))
 
     def metric(rank: int, world_size: int) -> BitsPerByte:
         loader = WindowLoader(
-            ids, target_bytes, seq_len=32, stride=8, batch_windows=4, device=CPU, rank=rank, world_size=world_size
+            ids, table, seq_len=32, stride=8, batch_windows=4, device=CPU, rank=rank, world_size=world_size
         )
         sums = BitsPerByte()
         with torch.no_grad():
@@ -116,7 +125,7 @@ def test_splitting_over_ranks_changes_nothing_beyond_rounding() -> None:
 
     whole, parts = metric(0, 1).compute(), [metric(rank, 3).compute() for rank in range(3)]
     assert whole.nats == pytest.approx(sum(part.nats for part in parts), rel=1e-7)
-    assert whole.num_bytes == sum(part.num_bytes for part in parts) == int(target_bytes.sum())
+    assert whole.num_bytes == sum(part.num_bytes for part in parts) == int(table.target_bytes(ids[:-1], ids[1:]).sum())
     assert whole.num_tokens == sum(part.num_tokens for part in parts) == 699
 
 
@@ -128,7 +137,14 @@ def test_sums_are_wide_enough_for_a_validation_split() -> None:
 
 def test_bits_per_byte_of_a_model_that_guesses() -> None:
     # ln 1024 nats a target are 10 bits; at two bytes a target, 5 bits a byte.
-    loader = WindowLoader(random_ids(50), torch.full((49,), 2), seq_len=8, stride=3, batch_windows=4, device=CPU)
+    loader = WindowLoader(
+        random_ids(50),
+        bytes_by_id(torch.full((1024,), 2)),
+        seq_len=8,
+        stride=3,
+        batch_windows=4,
+        device=CPU,
+    )
     result = score(lambda ids, targets: torch.full(targets.shape, math.log(1024)), loader)  # type: ignore[arg-type]
     assert result.bits_per_byte == pytest.approx(5.0)
     assert result.loss == pytest.approx(math.log(1024))
