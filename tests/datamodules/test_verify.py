@@ -155,8 +155,8 @@ def test_a_wrong_byte_count_is_reported(folder: Path, monkeypatch: pytest.Monkey
         def __init__(self, tokenizer: object) -> None:
             self.right = right(tokenizer)  # type: ignore[arg-type]
 
-        def target_bytes(self, ids: object) -> object:
-            return self.right.piece_bytes[ids][1:]  # type: ignore[index]
+        def target_bytes(self, previous_ids: object, target_ids: object) -> object:
+            return self.right.piece_bytes[target_ids]  # type: ignore[index]
 
     right = verify.token_byte_table
     monkeypatch.setattr(verify, "token_byte_table", NoSpaces)
