@@ -223,7 +223,7 @@ the code small, without comments and docstrings, so they cannot be read in place
 `python {SCRIPT_NAME} unpack FOLDER` writes all of them as files.
 - `submission.json`: these figures for programs. Scores are means over the seeds, everything else is the largest.
 - For each seed `train_seed*.log` (the log), `model_seed*{runs[0].artifact.suffix}` (the artifact) and \
-`run_seed*.json` (what the run recorded of itself: shards and positions read, targets and bytes scored, times, versions).
+`run_seed*.json` (the run's record of itself: shards and positions read, targets and bytes scored, times, versions).
 """
 
 

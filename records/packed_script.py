@@ -35,28 +35,28 @@ if PACKED:
 class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Find modules in SOURCES, and show their source to whoever inspects it, as --help does."""
 
-    def find_spec(self, fullname, path=None, target=None):  # type: ignore
+    def find_spec(self, fullname, path=None, target=None):  # type: ignore[no-untyped-def]
         """Where a module is, if it is here."""
         if self._file(fullname) not in SOURCES:
             return None
         origin = f"{Path(__file__).resolve()}:{self._file(fullname)}"
         spec = importlib.util.spec_from_loader(fullname, self, origin=origin, is_package=self.is_package(fullname))
-        spec.has_location = True  # type: ignore
+        spec.has_location = True  # type: ignore[union-attr]
         return spec
 
-    def get_code(self, fullname):  # type: ignore
+    def get_code(self, fullname):  # type: ignore[no-untyped-def]
         """A module's code, its tracebacks under this file's name."""
         return compile(self.get_source(fullname), f"{Path(__file__).resolve()}:{self._file(fullname)}", "exec")
 
-    def get_source(self, fullname):  # type: ignore
+    def get_source(self, fullname):  # type: ignore[no-untyped-def]
         """A module's source."""
         return SOURCES[self._file(fullname)]
 
-    def is_package(self, fullname):  # type: ignore
+    def is_package(self, fullname):  # type: ignore[no-untyped-def]
         """Whether a module is a package."""
         return self._file(fullname).endswith("__init__.py")
 
-    def _file(self, fullname):  # type: ignore
+    def _file(self, fullname):  # type: ignore[no-untyped-def]
         package = fullname.replace(".", "/") + "/__init__.py"
         return package if package in SOURCES else fullname.replace(".", "/") + ".py"
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     import callbacks.export
     import cli
 
-    callbacks.export.SOURCES = (Path(__file__).name,)  # type: ignore # this file is all of the code that counts
+    callbacks.export.SOURCES = (Path(__file__).name,)  # type: ignore[assignment] # this file is all of the code that counts
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     launched = []
     if "LOCAL_WORLD_SIZE" in os.environ:  # by torchrun, which decides how many processes there are

@@ -194,6 +194,7 @@ def _assemble(settings: str, bare: dict[str, str], readable: dict[str, str]) -> 
     ):
         assert template.count(line) == 1
         template = template.replace(line, replacement)
+    template = re.sub(r" # type: ignore\[[\w-]+\]", "", template).replace(" \n", "\n")
     return Script(template, list(readable), packed)
 
 

@@ -1,0 +1,166 @@
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.errors import UserError
+from records import script
+from records.pack import REQUIREMENTS
+from records.script import MAX_CODE_BYTES, build_script, needed_files, shake, strip
+from tests.records.conftest import Made
+from tests.support import ROOT
+
+RECORD_CONFIG = ROOT / "configs" / "record_10l.yaml"
+
+
+def run_alone(folder: Path, *command: str) -> str:
+    """Run Python in a folder, with nothing of the project in reach."""
+    scrubbed = ("PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PL_GLOBAL_SEED")
+    environment = {name: value for name, value in os.environ.items() if name not in scrubbed}
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_record_script_is_within_its_size_and_shows_the_network() -> None:
+    packed = build_script(RECORD_CONFIG)
+    assert packed.num_bytes <= MAX_CODE_BYTES
+    assert "components/gpt.py" in packed.readable
+    for line in (ROOT / "components" / "gpt.py").read_text().splitlines():
+        if line.strip().startswith(("class ", "def ")):
+            assert line in packed.text
+    assert "num_layers: 10" in packed.text
+    assert build_script(RECORD_CONFIG) == packed  # the same bytes again
+    ast.parse(packed.text)
+
+
+def test_what_fit_and_validate_need_is_in_it_and_nothing_else() -> None:
+    files = needed_files()
+    assert {"cli.py", "callbacks/export.py", "components/rans.py", "datamodules/__init__.py"} <= set(files)
+    for other in ("download", "prepare", "corpus", "verify", "documents"):
+        assert f"datamodules/{other}.py" not in files
+    imported = {
+        alias.split(".")[0]
+        for file in files
+        for node in ast.walk(ast.parse((ROOT / file).read_text()))
+        for alias in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+        )
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    foreign = imported - set(sys.stdlib_module_names) - {file.split("/")[0].removesuffix(".py") for file in files}
+    assert foreign <= {*REQUIREMENTS}
+
+
+def test_a_limit_that_cannot_be_kept_is_an_error() -> None:
+    with pytest.raises(UserError, match="over the limit of 20,000"):
+        build_script(RECORD_CONFIG, 20_000)
+
+
+SOURCE = '''"""What the module is."""
+
+import os
+
+LIMIT = 3
+"""What the limit is."""
+
+
+class Settings:  # a comment
+    """Settings.
+
+    Args:
+        size: The size, in bytes. # not a comment
+    """
+
+    def __init__(self, size: int) -> None:
+        """Keep it."""
+        self.text = "# not a comment either"
+
+    def nothing(self) -> None:
+        """Only say so."""
+
+
+class Plain:
+    """No arguments."""
+
+    text = """a
+
+    b"""
+
+
+if __name__ == "__main__":
+    Settings(1)
+'''
+
+
+def test_stripping_keeps_the_code_and_what_help_shows() -> None:
+    stripped = strip(SOURCE)
+    kept = ast.parse(stripped)
+    assert [type(node).__name__ for node in kept.body] == ["Import", "Assign", "ClassDef", "ClassDef"]
+    assert "size: The size, in bytes. # not a comment" in stripped
+    assert "# not a comment either" in stripped
+    assert '"""a\n\n    b"""' in stripped
+    for gone in ("  # a comment", "What the module is", "What the limit is", "Keep it", "Only say so", "No arguments"):
+        assert gone not in stripped
+    assert not re.search(r"\n\s*\n", stripped.replace("a\n\n    b", "").replace("Settings.\n\n    Args", ""))
+
+
+def test_every_module_means_the_same_without_its_comments() -> None:
+    for file in needed_files():
+        whole, stripped = (
+            ast.dump(_without_docstrings(ast.parse(source)))
+            for source in ((ROOT / file).read_text(), strip((ROOT / file).read_text()))
+        )
+        assert stripped == whole, file
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [n for n in node.body if not script._is_bare_string(n) and not isinstance(n, ast.Pass)]  # type: ignore[attr-defined]
+    return tree
+
+
+def test_what_nothing_names_is_dropped_until_all_is_named() -> None:
+    sources = {
+        "cli.py": "import a\ndef main():\n    a.used()\n",
+        "a.py": "def used():\n    return used\n@decorated\ndef unused():\n    return helper()\ndef helper(): ...\n",
+    }
+    assert shake(sources) == {**sources, "a.py": "def used():\n    return used\n"}
+
+
+def test_the_script_alone_runs_under_torchrun_and_counts_itself(made: Made, tmp_path: Path) -> None:
+    shutil.copy(made.folder / "train_gpt.py", tmp_path)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_gpt.py"]
+    run_alone(tmp_path, *torchrun, "--trainer.max_steps=4", "--schedule.warmdown_steps=2")
+    summary = json.loads((tmp_path / "runs" / "lightning_logs" / "version_0" / "summary.json").read_text())
+    assert (summary["world_size"], summary["step_stop"]) == (2, 4)
+    assert summary["bytes_code"] == (tmp_path / "train_gpt.py").stat().st_size
+    assert summary["num_params"] == json.loads((made.folder / "submission.json").read_text())["num_params"]
+
+
+def test_the_script_alone_explains_its_settings_and_unpacks(made: Made, tmp_path: Path) -> None:
+    shutil.copy(made.folder / "train_gpt.py", tmp_path)
+    shown = " ".join(run_alone(tmp_path, "train_gpt.py", "fit", "--help").split())
+    for setting in ("--model.num_layers", "--late_qat.start_fraction", "--data.train_batch_tokens"):
+        assert setting in shown
+    for meaning in ("Transformer blocks; the first half", "Share of the budget", "Tokens of an optimizer step"):
+        assert meaning in shown
+    run_alone(tmp_path, "train_gpt.py", "unpack", "sources")
+    assert (tmp_path / "sources" / "components" / "gpt.py").read_text() == (ROOT / "components/gpt.py").read_text()
+    assert {str(p.relative_to(tmp_path / "sources")) for p in (tmp_path / "sources").rglob("*.py")} == {*needed_files()}
