@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from components.gpt import GPT, GPTConfig
@@ -47,6 +48,19 @@ class GPTModule(LightningModule):
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
         """Nats of each target of a batch of windows, float32 [B, S]."""
         return self.network(batch.input_ids, batch.target_ids)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run have another number of ranks than the one that was saved.
+
+        The trainer's loop counts the micro-batches of a rank and steps whenever their number is a multiple of the
+        accumulation, so the count is moved to where this number of ranks would have it.
+        """
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        moved = checkpoint["global_step"] * self._trainer.accumulate_grad_batches - progress["current"]["ready"]
+        for counts in (progress["current"], progress["total"]):
+            counts.update({name: count + moved for name, count in counts.items()})
 
     def configure_optimizers(self) -> CompositeOptimizer:
         """Muon and AdamW as one optimizer; the schedule callback sets its rates."""

@@ -203,6 +203,21 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int, data_folder: Path, 
         assert one[key] == two[key]
 
 
+def test_a_run_goes_on_under_another_number_of_ranks(data_folder: Path, tmp_path: Path) -> None:
+    # 5 steps of two ranks are 20 micro-batches of a rank: no multiple of the 8 that one rank accumulates.
+    two_ranks = fit_arguments(data_folder, tmp_path / "two", **{"trainer.val_check_interval": 24})
+    checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=5"]
+    result = _two_ranks("lightning", [*two_ranks, *checkpoint, "--trainer.callbacks.save_top_k=-1"])
+    assert result.returncode == 0, result.stderr
+    [file] = (tmp_path / "two").rglob("*step=5.ckpt")
+    main([*fit_arguments(data_folder, tmp_path / "one"), f"--ckpt_path={file}"])
+    one, two = summary_of(tmp_path / "one"), summary_of(tmp_path / "two")
+    losses, whole = (scalars_of(tmp_path / name, "train_loss") for name in ("one", "two"))
+    assert losses == pytest.approx({step: whole[step] for step in range(6, 13)}, abs=5e-3)
+    assert one["train_positions"] == [5 * 8 * 129, two["train_positions"][1]]
+    assert one["snapshots_averaged"] == two["snapshots_averaged"]
+
+
 def test_an_interrupt_ends_the_run_without_a_half_written_file(data_folder: Path, tmp_path: Path) -> None:
     arguments = fit_arguments(data_folder, tmp_path / "runs", **{"trainer.max_steps": 100000})
     process = subprocess.Popen(
