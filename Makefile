@@ -10,10 +10,10 @@ DEMO_DATA := .cache/demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench tensorboard clean
+.PHONY: help setup demo demo-record test lint format bench tensorboard clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
@@ -25,6 +25,9 @@ setup: $(READY) ## make the virtual environment and install the exact versions o
 
 demo: $(READY) ## train, quantise, export and score the recipe at a small scale (under 5 minutes on 2 cores)
 	@$(BIN)/python demo.py
+
+demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audited, the script run alone
+	@$(BIN)/python -m records.demo
 
 test: lint ## lint, types and the whole test-suite (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest
@@ -46,5 +49,5 @@ tensorboard: $(READY) ## watch the runs in a browser
 	@$(BIN)/tensorboard --logdir runs
 
 clean: ## remove the virtual environment, caches and the demo's data and runs
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo runs/demo_record
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,6 +35,7 @@ from records.sweep import SWEEP_NAME
 
 SCRIPT_NAME = "train_gpt.py"
 SUBMISSION_NAME = "submission.json"
+REQUIREMENTS_NAME = "requirements.txt"
 REQUIREMENTS = (
     "docstring_parser",
     "jsonargparse",
@@ -93,7 +94,7 @@ def pack(runs: Sequence[Run], out: Path, credits: Credits, baseline: Sequence[fl
     scratch.mkdir(parents=True)
     try:
         (scratch / SCRIPT_NAME).write_text(script.text)
-        (scratch / "requirements.txt").write_text(requirements())
+        (scratch / REQUIREMENTS_NAME).write_text(requirements())
         (scratch / SUBMISSION_NAME).write_text(json.dumps(facts, indent=2) + "\n")
         (scratch / "README.md").write_text(readme(facts, settings, script, runs))
         for run in runs:

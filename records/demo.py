@@ -1,0 +1,97 @@
+"""``make demo-record``: a record attempt at demo scale, from two seeds to an audited folder whose script runs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+from datamodules.command import run_command
+from datamodules.corpus import build_corpus
+from records import audit, pack, sweep
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / ".cache" / "demo"
+OUT = ROOT / "runs" / "demo_record"
+SEEDS = ("1337", "42")
+TRAIN_SECONDS = 30
+LARGEST_DIFFERENCE = 1e-6
+
+
+def main() -> None:
+    """Sweep, pack, audit, and run the packed script in an environment that holds its requirements alone."""
+    started = time.perf_counter()
+    shutil.rmtree(OUT, ignore_errors=True)
+    _say("Corpus: this Python's own documentation and sources")
+    build_corpus(DATA)
+    _say(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
+    budget = ["--", f"--clock.max_seconds={TRAIN_SECONDS}", f"--data.path={DATA}"]
+    budget += [f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
+    sweep.main([f"--config={ROOT / 'configs' / 'demo.yaml'}", "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
+    _say("Pack: the folder to hand in")
+    folder = OUT / "submission"
+    pack.main([str(OUT / "sweep"), f"--out={folder}", "--author=Demo", "--github-id=demo", "--track=demo"])
+    _say("Audit")
+    audit.main([str(folder), f"--data={DATA}"])
+    _say("The packed script alone: an empty folder, an environment of its requirements")
+    _run_alone(folder)
+    print(f"\nDone in {time.perf_counter() - started:.0f} s; the folder is {folder}")
+
+
+def _run_alone(folder: Path) -> None:
+    venv.create(OUT / "venv", with_pip=True)
+    python = OUT / "venv" / "bin" / "python"
+    install: list[str | Path] = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        folder / pack.REQUIREMENTS_NAME,
+    ]
+    _call(OUT, python, *install)
+    alone = OUT / "alone"
+    alone.mkdir()
+    for name in (pack.SCRIPT_NAME, f"model_seed{SEEDS[0]}.golf"):
+        shutil.copyfile(folder / name, alone / name)
+    _call(alone, python, pack.SCRIPT_NAME, "validate", f"--artifact=model_seed{SEEDS[0]}.golf")
+    scored = _summary(alone, 0)
+    claimed = json.loads((folder / pack.SUBMISSION_NAME).read_text())["seed_results"][SEEDS[0]]
+    if abs(scored["val_bpb"] - claimed["val_bpb"]) > LARGEST_DIFFERENCE:
+        sys.exit(f"error: the packed script scores {scored['val_bpb']} where {claimed['val_bpb']} is claimed")
+    torchrun: list[str | Path] = [python.with_name("torchrun"), "--standalone", "--nproc_per_node=1", pack.SCRIPT_NAME]
+    _call(alone, *torchrun, f"--clock.max_seconds={TRAIN_SECONDS}")
+    trained = _summary(alone, 1)
+    print(
+        f"validate: {scored['val_bpb']:.6f} bits per byte, as claimed; torchrun: {trained['step_stop']} steps in "
+        f"{trained['wallclock_seconds']:.1f} s, {trained['val_bpb']:.4f} bits per byte, "
+        f"code {trained['bytes_code']:,} bytes"
+    )
+
+
+def _summary(folder: Path, version: int) -> dict[str, Any]:
+    path = folder / "runs" / "lightning_logs" / f"version_{version}" / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def _call(folder: Path, *command: str | Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def _say(what: str) -> None:
+    print(f"\n== {what}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

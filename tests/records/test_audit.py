@@ -1,0 +1,330 @@
+"""Each line of the audit, failing on a copy of a good submission with one thing wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.artifact import store_state
+from components.errors import UserError
+from components.public_artifact import write_public_artifact
+from records import audit
+from records.audit import Audit, State, Verdict
+from tests.records.conftest import Made
+from tests.records.test_train_log import PUBLIC
+from tests.support import TINY, tiny_network
+
+PER_SEED = (
+    "total bytes",
+    "training seconds",
+    "scoring seconds",
+    "claims = log",
+    "trained on train",
+    "each target once",
+    "whole split",
+    "artifact loads",
+    "score recomputed",
+)
+LINES = (
+    *("files", "submission.json", "script compiles", "script imports", "network", "initial loss", "code bytes"),
+    *(f"{line}, seed {seed}" for seed in (42, 1337) for line in PER_SEED),
+    *("seeds", "means", "significance"),
+)
+
+_fresh_results: dict[tuple, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fresh process said of the same files is not asked again."""
+    run_fresh = Audit._run_fresh
+
+    def remembered(self: Audit, scratch: Path, job: str, artifact: Path | None, words: list[str], *rest: float) -> str:
+        files = [path.read_bytes() for path in (self._script, artifact) if path is not None]
+        key = (job, *files)
+        summary = scratch / "scored" / "lightning_logs" / "version_0" / "summary.json"
+        if key not in _fresh_results:
+            output = run_fresh(self, scratch, job, artifact, words, *rest)
+            _fresh_results[key] = summary.read_text() if job == "run" else output
+        if job == "run":
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            summary.write_text(_fresh_results[key])
+        return _fresh_results[key]
+
+    monkeypatch.setattr(Audit, "_run_fresh", remembered)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def verdicts_of(folder: Path, data: Path | None, **settings: list[float]) -> dict[str, Verdict]:
+    return {verdict.check: verdict for verdict in Audit(folder, data, **settings).run()}
+
+
+@pytest.fixture
+def folder(made: Made, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.folder, tmp_path / "submission"))
+
+
+def test_a_good_submission_passes_every_line(made: Made) -> None:
+    verdicts = verdicts_of(made.folder, made.data)
+    assert tuple(verdicts) == LINES
+    assert {name: v for name, v in verdicts.items() if v.state != State.PASS} == {}
+
+
+def edit_json(name: str, **fields: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        for field, value in fields.items():
+            if value is None:
+                del content[field]
+            else:
+                content[field] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
+
+
+def edit_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+    return edit
+
+
+def edit_line(start: str, line: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "train_seed42.log"
+        lines = [line if said.startswith(start) else said for said in path.read_text().splitlines()]
+        assert line in lines
+        path.write_text("\n".join(lines) + "\n")
+
+    return edit
+
+
+def edit_result(**fields: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / "submission.json").read_text())
+        content["seed_results"]["42"].update(fields)
+        (folder / "submission.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def better_score_everywhere(folder: Path) -> None:
+    """Claims, log and record agree on a score that the artifact does not reach."""
+    record = json.loads((folder / "run_seed42.json").read_text())
+    better = record["val_bpb"] - 0.01
+    edit_json("run_seed42.json", val_bpb=better)(folder)
+    edit_result(val_bpb=better)(folder)
+    edit_line("artifact", f"artifact val_loss {record['val_loss']:.8f} val_bpb {better:.8f} scored in 1.0 s")(folder)
+    edit_json("run_seed42.json", eval_time_seconds=1.0)(folder)
+    edit_result(eval_time_seconds=1.0)(folder)
+    submission = json.loads((folder / "submission.json").read_text())
+    edit_json("submission.json", val_bpb=submission["val_bpb"] - 0.005)(folder)
+
+
+def damage(folder: Path) -> None:
+    path = folder / "model_seed42.golf"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def grow(folder: Path) -> None:
+    with (folder / "model_seed42.golf").open("ab") as file:
+        file.write(bytes(15_000_000))
+
+
+@pytest.mark.parametrize(
+    ("line", "spoil", "detail"),
+    [
+        ("files", remove("README.md"), "missing: README.md"),
+        ("files", remove("train_gpt.py"), "missing: train_gpt.py"),
+        ("submission.json", edit_json("submission.json", github_id=None), "github_id is missing"),
+        ("submission.json", edit_json("submission.json", bytes_total="12"), "bytes_total is '12'"),
+        ("submission.json", edit_json("submission.json", val_bpb=float("nan")), "val_bpb is nan"),
+        ("submission.json", lambda folder: (folder / "submission.json").write_text("{"), "cannot be read as JSON"),
+        ("script compiles", edit_text("train_gpt.py", "import base64", "import base64 !"), "invalid syntax"),
+        ("script imports", edit_text("train_gpt.py", "import base64", "import base46"), "No module named 'base46'"),
+        (
+            "script imports",
+            edit_text(
+                "train_gpt.py", "CONFIG = ", "__import__('socket').create_connection(('192.0.2.1', 80))\nCONFIG = "
+            ),
+            "the audit refuses the network",
+        ),
+        ("network", edit_line("1544361", "1544360 parameters"), "seed 42 says 1,544,360"),
+        ("network", edit_json("submission.json", num_params=7), "submission.json says 7"),
+        ("initial loss", edit_text("train_gpt.py", "std=self.config.tied", "std=100 * self.config.tied"), "before any"),
+        ("code bytes", lambda folder: (folder / "helper.py").write_text("x = 1\n"), "submission.json says"),
+        ("total bytes, seed 42", grow, "of 16,000,000 bytes"),
+        ("total bytes, seed 42", edit_result(bytes_total=1), "bytes_total is claimed to be 1"),
+        (
+            "training seconds, seed 42",
+            edit_line("stopped", "stopped at step 12, elapsed 600.100 s"),
+            "600.100 s of 600",
+        ),
+        (
+            "scoring seconds, seed 42",
+            edit_line("artifact", "artifact val_loss 6.5 val_bpb 3.1 scored in 600.5 s"),
+            "600.500 s of 600 s",
+        ),
+        ("claims = log, seed 42", edit_result(val_loss=6.0), "val_loss is claimed to be 6.0, the log says"),
+        ("claims = log, seed 42", edit_json("run_seed42.json", step_stop=11), "the run's record says 11"),
+        (
+            "trained on train, seed 42",
+            edit_json("run_seed42.json", train_shards=["fineweb_train_000000.bin", "fineweb_val_000000.bin"]),
+            "trained on fineweb_val_000000.bin",
+        ),
+        ("trained on train, seed 42", edit_json("run_seed42.json", train_positions=[5, 5]), "positions"),
+        ("each target once, seed 42", edit_json("run_seed42.json", tokens_scored=3000), "3,000 scores in"),
+        ("each target once, seed 42", edit_json("run_seed42.json", windows=200), "in 200 windows, where"),
+        ("each target once, seed 42", edit_json("run_seed42.json", val_shards=["fineweb_train_1.bin"]), "scored on"),
+        ("whole split, seed 42", edit_json("run_seed42.json", val_ids=1400), "1,400 ids were scored"),
+        ("artifact loads, seed 42", damage, "is damaged"),
+        ("artifact loads, seed 42", edit_text("train_gpt.py", "num_kv_heads: 1", "num_kv_heads: 2"), "num_kv_heads is"),
+        ("score recomputed, seed 42", better_score_everywhere, "recomputed in 32-true, claimed"),
+        ("seeds", edit_json("submission.json", seeds=[42, 42]), "seeds [42, 42]"),
+        ("seeds", remove("train_seed42.log"), "logs of [1337]"),
+        ("means", edit_json("submission.json", val_bpb=1.1), "val_bpb is claimed to be 1.1, the seeds' mean is"),
+        ("significance", edit_json("submission.json", baseline_val_losses=[6.4, 6.41, 6.42], p_value=None), "worse"),
+        ("significance", edit_json("submission.json", p_value=1e-9), "p is claimed to be 1e-09, recomputed"),
+    ],
+)
+def test_each_line_fails_where_something_is_wrong(
+    line: str, spoil: Callable[[Path], None], detail: str, made: Made, folder: Path
+) -> None:
+    spoil(folder)
+    (folder / "model_seed1337.golf").unlink()  # one artifact is enough to load
+    # Nothing but the recomputed score needs the data, and only changed files are loaded or scored anew.
+    data = made.data if line.startswith(("score", "whole")) else None
+    verdict = verdicts_of(folder, data)[line]
+    assert verdict.state == State.FAIL, verdict
+    assert detail in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("line", "spoil", "detail"),
+    [
+        ("score recomputed, seed 42", lambda folder: None, "no data was given"),
+        ("whole split, seed 42", edit_json("run_seed42.json", scoring_max_tokens=1400), "only the first 1,500"),
+        ("trained on train, seed 42", remove("run_seed42.json"), "no record of what the run read"),
+        ("artifact loads, seed 42", remove("model_seed42.golf"), "holds no artifact"),
+        ("total bytes, seed 42", remove("model_seed42.golf"), "no artifact to count; 1,"),
+        ("scoring seconds, seed 42", remove("train_seed42.log"), "no one log"),
+        ("significance", edit_json("submission.json", baseline_val_losses=[7.5], p_value=None), "one seed"),
+        ("seeds", edit_json("submission.json", seeds=None), "lists no seeds"),
+        ("means", edit_json("submission.json", seed_results=None), "no results of single seeds"),
+    ],
+)
+def test_what_could_not_be_checked_is_said(line: str, spoil: Callable[[Path], None], detail: str, folder: Path) -> None:
+    spoil(folder)
+    verdict = verdicts_of(folder, None)[line]
+    assert verdict.state == State.UNKNOWN, verdict
+    assert detail in verdict.detail
+
+
+@pytest.mark.parametrize("field", ["train_positions", "val_ids", "windows"])
+def test_a_malformed_record_is_a_failure_and_no_crash(field: str, folder: Path) -> None:
+    edit_json("run_seed42.json", **{field: "x"})(folder)
+    assert any(v.state == State.FAIL for name, v in verdicts_of(folder, None).items() if name.endswith("seed 42"))
+
+
+def test_a_baseline_on_the_command_line_comes_first(made: Made) -> None:
+    assert verdicts_of(made.folder, None, baseline=[6.4, 6.41, 6.42])["significance"].state == State.FAIL
+
+
+FOREIGN = """
+import torch
+from torch import nn
+
+
+class Hyperparameters:
+    vocab_size = 1024
+    num_layers = 3
+    model_dim = 64
+    data_path = "data"
+
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size, num_layers, model_dim):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, model_dim)
+        nn.init.normal_(self.table.weight, std=0.005)
+
+    def forward(self, input_ids, target_ids):
+        z = self.table(input_ids) @ self.table.weight.T
+        return nn.functional.cross_entropy(z.flatten(0, 1), target_ids.flatten())
+
+
+if __name__ == "__main__":
+    raise SystemExit("needs a GPU")
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A folder such as the public ones: one run, few fields, a script and an artifact in their own ways."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "README.md").write_text("# A record\n")
+    (folder / "train_gpt_v1.py").write_text(FOREIGN)
+    (folder / "train.log").write_text(PUBLIC.replace("24730705", "65536"))
+    claims: dict[str, object] = {"author": "A", "github_id": "a", "name": "N", "val_loss": 1.9634, "val_bpb": 1.1628}
+    claims["bytes_total"] = 15425120 + len(FOREIGN)  # as the log and the file say
+    (folder / "submission.json").write_text(json.dumps(claims))
+    return folder
+
+
+def test_a_foreign_folder_is_audited_as_far_as_it_shows(foreign: Path, made: Made) -> None:
+    verdicts = verdicts_of(foreign, made.data)
+    failed = {name: v.detail for name, v in verdicts.items() if v.state == State.FAIL}
+    assert failed == {"training seconds, seed 1337": "601.991 s of 600 s"}
+    passed = {name for name, v in verdicts.items() if v.state == State.PASS}
+    assert passed == {
+        *("files", "submission.json", "script compiles", "script imports", "network", "initial loss", "code bytes"),
+        *("scoring seconds, seed 1337", "claims = log, seed 1337"),
+    }
+    assert "num_layers 3, model_dim 64" in verdicts["network"].detail
+    assert "no artifact to count" in verdicts["total bytes, seed 1337"].detail
+
+
+def test_a_foreign_artifact_is_read_where_it_is_of_the_public_format(foreign: Path, made: Made) -> None:
+    write_public_artifact(foreign / "final.int5int6.ptz", store_state(tiny_network().state_dict(), TINY["num_layers"]))
+    verdicts = verdicts_of(foreign, made.data)
+    assert verdicts["artifact loads, seed 1337"].state == State.PASS
+    assert verdicts["score recomputed, seed 1337"].state == State.UNKNOWN
+    assert verdicts["total bytes, seed 1337"].state == State.FAIL  # the claim is of another size
+    (foreign / "final.int5int6.ptz").write_bytes(b"of no format that is known")
+    verdict = verdicts_of(foreign, None)["artifact loads, seed 1337"]
+    assert verdict.state == State.UNKNOWN
+    assert "not a format that this audit reads" in verdict.detail
+
+
+def test_a_foreign_script_without_a_known_network_is_said(foreign: Path) -> None:
+    (foreign / "train_gpt_v1.py").write_text("x = 1\n")
+    verdicts = verdicts_of(foreign, None)
+    assert verdicts["script imports"].state == State.PASS
+    assert verdicts["network"].state == verdicts["initial loss"].state == State.UNKNOWN
+    assert "no classes GPT and Hyperparameters" in verdicts["network"].detail
+
+
+def test_the_command_exits_by_the_verdicts(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit.main([str(folder)])
+    assert " 0 FAIL, " in capsys.readouterr().out
+    (folder / "README.md").unlink()
+    with pytest.raises(SystemExit) as exited:
+        audit.main([str(folder)])
+    assert exited.value.code == 1
+    assert " 1 FAIL, " in capsys.readouterr().out
+    with pytest.raises(UserError, match="There is no folder"):
+        audit.main([str(folder / "none")])
+    with pytest.raises(UserError, match="There is no tokenizer"):
+        audit.main([str(folder), f"--data={folder}"])
