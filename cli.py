@@ -119,10 +119,18 @@ class GolfCLI(LightningCLI):
 
 
 def _check_accelerator(trainer: Any) -> None:
-    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    if trainer.accelerator not in ("gpu", "cuda"):
+        return
+    if not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator asks for a GPU and this machine has none; add --config configs/cpu.yaml, after the "
             "run's own, to run on the CPU."
+        )
+    num_gpus = torch.cuda.device_count()
+    if isinstance(trainer.devices, int) and trainer.devices > num_gpus:
+        raise UserError(
+            f"trainer.devices asks for {trainer.devices} GPUs and this machine has {num_gpus}; set it to a number that "
+            "divides data.train_micro_batches, or add --config configs/one_gpu.yaml, after the run's own."
         )
 
 

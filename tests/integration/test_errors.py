@@ -260,6 +260,17 @@ def test_the_record_run_on_a_machine_without_a_gpu(command: str, refused: Refuse
     assert not (tmp_path / "runs").exists()
 
 
+def test_more_gpus_are_asked_for_than_there_are(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = ROOT / "configs" / "record_10l.yaml"
+    sentence = refused(["fit", "--config", config, f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    assert "trainer.devices asks for 8 GPUs and this machine has 1" in sentence
+    assert "configs/one_gpu.yaml" in sentence
+
+
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_zstandard_is_missing(
     command: str, artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
