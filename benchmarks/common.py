@@ -9,6 +9,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "lightning", "numpy", "sentencepiece", "zstandard")
 
 
 def device() -> torch.device:
@@ -68,7 +70,7 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
         "device": device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-')}.json"

@@ -6,18 +6,15 @@ compared is measured in turn within one run, and the middle of several measureme
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +25,7 @@ import numpy as np
 import sentencepiece
 import torch
 
+from benchmarks.common import save, seconds
 from datamodules.corpus import standard_library
 from datamodules.documents import read_documents
 from datamodules.prepare import prepare
@@ -45,13 +43,6 @@ NEEDED_TOKENS_PER_SECOND = 1_650_000
 """What one GPU trains on at its fastest."""
 ENCODED_BYTES = 20_000_000
 ROOT = Path(__file__).parents[1]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 class RankBench:
@@ -188,14 +179,6 @@ def peak_memory(num_bytes: int, folder: Path) -> float:
         return int(process.stderr.read().split()[-1]) / 1024
 
 
-def device_name() -> str:
-    """Name of the GPU, or of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
 def main() -> None:
     """Measure, print a table, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Measure what the data path costs.")
@@ -225,24 +208,7 @@ def main() -> None:
         memory = {f"peak_mb_{size // 1_000_000}": peak_memory(size, folder) for size in (smaller, 10 * smaller)}
         growth = max(memory.values()) - min(memory.values())
         print(f"peak memory        {memory}   {growth:.0f} MB more for ten times the text")
-    results = {
-        "device": device_name(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "sentencepiece": sentencepiece.__version__,
-        },
-        "stream": streams,
-        "preparation": preparation,
-        "preparation_memory": memory,
-    }
-    target = ROOT / "benchmarks" / "results" / f"data-{'cuda' if torch.cuda.is_available() else 'cpu'}.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"written to {target.relative_to(ROOT)}")
+    save("data", {"stream": streams, "preparation": preparation, "preparation_memory": memory})
 
 
 if __name__ == "__main__":
