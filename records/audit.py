@@ -10,6 +10,7 @@ The audit runs the script that it audits: audit nothing that you would not run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import torch
 
 from components.artifact import MAX_BYTES
 from components.errors import UserError
+from components.gpt import GPTConfig
 from components.scoring import Windows
 from datamodules.command import run_command
 from datamodules.shards import find_shards, open_shard
@@ -41,6 +43,7 @@ MAX_TRAIN_SECONDS = 600.0
 MAX_SCORING_SECONDS = 600.0
 MAX_IMPORT_SECONDS = 300.0
 PROGRESS_SECONDS = 30.0
+PROJECT = Path(__file__).parents[1]
 FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
 SCORE_ROUNDING = 6e-5
@@ -461,9 +464,6 @@ class Audit:
         artifact = _need_artifact(seed)
         if self.data is None:
             raise Unknown("no data was given; give --data")
-        if not self._imported.get("ours"):
-            raise Unknown("the script has no validate command that this audit knows")
-        assert self.tokenizer is not None
         found = self._score(artifact)
         record = seed.record or {}
         if found["tokens_scored"] != record.get("tokens_scored", found["tokens_scored"]):
@@ -482,22 +482,43 @@ class Audit:
         return said
 
     def _score(self, artifact: Path) -> dict[str, Any]:
+        """A ``validate``'s summary, by the submission's own script if it has that command, else by this project."""
+        assert self.data is not None
+        assert self.tokenizer is not None
+        arguments = [
+            *("validate", f"--artifact={artifact.name}", "--trainer.default_root_dir=scored"),
+            *(f"--data.path={self.data.resolve()}", f"--data.tokenizer_path={self.tokenizer.resolve()}"),
+            *("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto", "--model.compile=false"),
+        ]
+        if not torch.cuda.is_available():
+            arguments += ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
         with tempfile.TemporaryDirectory() as scratch:
-            arguments = [
-                "--trainer.default_root_dir=scored",
-                f"--data.path={self.data and self.data.resolve()}",
-                f"--data.tokenizer_path={self.tokenizer and self.tokenizer.resolve()}",
-                "--trainer.devices=1",
-                "--trainer.num_nodes=1",
-                "--trainer.strategy=auto",
-                "--model.compile=false",
-            ]
-            if not torch.cuda.is_available():
-                arguments += ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
-            self._run_fresh(Path(scratch), "run", artifact, ["validate", f"--artifact={artifact.name}", *arguments])
+            if self._imported.get("ours"):
+                self._run_fresh(Path(scratch), "run", self._need_script(), artifact, arguments)
+            else:
+                arguments += self._foreign_settings()
+                try:
+                    self._run_fresh(Path(scratch), "run", PROJECT / "cli.py", artifact, arguments)
+                except Failed as failed:
+                    raise Unknown(f"this project's network does not score it ({failed})") from failed
             summary = Path(scratch) / "scored" / "lightning_logs" / "version_0" / SUMMARY_NAME
             found: dict[str, Any] = json.loads(summary.read_text())
         return found
+
+    def _foreign_settings(self) -> list[str]:
+        """What a foreign script's hyperparameters say of network and scoring, in this project's words."""
+        given = self._imported.get("hyperparameters", {})
+        seq_len = given.get("eval_seq_len", given.get("train_seq_len"))
+        stride = given.get("eval_stride")
+        if seq_len is None or stride is None:
+            raise Unknown("the script does not say how it scores (Hyperparameters.train_seq_len and eval_stride)")
+        known = {field.name for field in dataclasses.fields(GPTConfig)}
+        model = {name: value for name, value in self._imported.get("settings", {}).items() if name in known}
+        scoring = {"seq_len": seq_len, "fit_stride": seq_len, "stride": stride}
+        return [
+            *(f"--model.{name}={value}" for name, value in model.items()),
+            *(f"--scoring.{name}={value}" for name, value in scoring.items()),
+        ]
 
     # --- Fresh processes ---
 
@@ -508,25 +529,30 @@ class Audit:
 
     def _in_fresh_process(self, job: str, artifact: Path | None = None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
-            output = self._run_fresh(
-                Path(scratch), job, artifact, [] if artifact is None else [artifact.name], MAX_IMPORT_SECONDS
-            )
+            words = [] if artifact is None else [artifact.name]
+            output = self._run_fresh(Path(scratch), job, self._need_script(), artifact, words, MAX_IMPORT_SECONDS)
         found: dict[str, Any] = json.loads(output.splitlines()[-1])
         return found
 
     def _run_fresh(
-        self, scratch: Path, job: str, artifact: Path | None, words: list[str], timeout: float | None = None
+        self,
+        scratch: Path,
+        job: str,
+        script: Path,
+        artifact: Path | None,
+        words: list[str],
+        timeout: float | None = None,
     ) -> str:
         """Run a job on copies of script and artifact in an otherwise empty folder; returns its output."""
-        script = self._need_script()
-        for file in (script, artifact):
-            if file is not None:
-                shutil.copyfile(file, scratch / file.name)
+        if script.parent != PROJECT:
+            script = Path(shutil.copyfile(script, scratch / script.name))
+        if artifact is not None:
+            shutil.copyfile(artifact, scratch / artifact.name)
         scrubbed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PL_GLOBAL_SEED", "PYTHONPATH")
         environment = {name: value for name, value in os.environ.items() if name not in scrubbed}
-        environment["PROJECT"] = str(FRESH_PROCESS.parents[1])
+        environment["PROJECT"] = str(PROJECT)
         with subprocess.Popen(
-            [sys.executable, "-I", str(FRESH_PROCESS), job, script.name, *words],
+            [sys.executable, "-I", str(FRESH_PROCESS), job, str(script), *words],
             cwd=scratch,
             env=environment,
             stdout=subprocess.PIPE,

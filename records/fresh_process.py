@@ -66,6 +66,8 @@ def report_import(path: str) -> dict:
     if hasattr(script, "SOURCES"):
         importlib.import_module("cli")
     report: dict = {"seconds": time.perf_counter() - started, "ours": hasattr(script, "SOURCES")}
+    given = vars(getattr(script, "Hyperparameters", object))
+    report["hyperparameters"] = {name: x for name, x in given.items() if isinstance(x, bool | int | float | str)}
     try:
         torch = importlib.import_module("torch")
         torch.manual_seed(0)
@@ -102,6 +104,7 @@ if __name__ == "__main__":
     job, *words = sys.argv[1:]
     if job == "run":
         sys.argv = words
+        sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
         runpy.run_path(words[0], run_name="__main__")
     else:
         print("\n" + json.dumps(report_import(*words) if job == "import" else report_load(*words)))

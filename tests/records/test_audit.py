@@ -9,12 +9,14 @@ import pytest
 
 from components.artifact import store_state
 from components.errors import UserError
+from components.gpt import GPTConfig
 from components.public_artifact import write_public_artifact
+from datamodules.shards import open_shard
 from records import audit
 from records.audit import Audit, State, Verdict
 from tests.records.conftest import Made
 from tests.records.test_train_log import PUBLIC
-from tests.support import TINY, tiny_network
+from tests.support import GOLDEN, SAMPLE, TINY, needs_golden, needs_sample, tiny_network, write_shard
 
 PER_SEED = (
     "total bytes",
@@ -41,12 +43,14 @@ def _each_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fresh process said of the same files is not asked again."""
     run_fresh = Audit._run_fresh
 
-    def remembered(self: Audit, scratch: Path, job: str, artifact: Path | None, words: list[str], *rest: float) -> str:
-        files = [path.read_bytes() for path in (self._script, artifact) if path is not None]
+    def remembered(
+        self: Audit, scratch: Path, job: str, script: Path, artifact: Path | None, words: list[str], *rest: float
+    ) -> str:
+        files = [path.read_bytes() for path in (script, artifact) if path is not None]
         key = (job, *files)
         summary = scratch / "scored" / "lightning_logs" / "version_0" / "summary.json"
         if key not in _fresh_results:
-            output = run_fresh(self, scratch, job, artifact, words, *rest)
+            output = run_fresh(self, scratch, job, script, artifact, words, *rest)
             _fresh_results[key] = summary.read_text() if job == "run" else output
         if job == "run":
             summary.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +166,6 @@ def grow(folder: Path) -> None:
         ),
         ("network", edit_line("1544361", "1544360 parameters"), "seed 42 says 1,544,360"),
         ("network", edit_json("submission.json", num_params=7), "submission.json says 7"),
-        ("initial loss", edit_text("train_gpt.py", "std=self.config.tied", "std=100 * self.config.tied"), "before any"),
         ("code bytes", lambda folder: (folder / "helper.py").write_text("x = 1\n"), "submission.json says"),
         ("total bytes, seed 42", grow, "of 16,000,000 bytes"),
         ("total bytes, seed 42", edit_result(bytes_total=1), "bytes_total is claimed to be 1"),
@@ -301,11 +304,44 @@ def test_a_foreign_artifact_is_read_where_it_is_of_the_public_format(foreign: Pa
     verdicts = verdicts_of(foreign, made.data)
     assert verdicts["artifact loads, seed 1337"].state == State.PASS
     assert verdicts["score recomputed, seed 1337"].state == State.UNKNOWN
+    assert "does not say how it scores" in verdicts["score recomputed, seed 1337"].detail
     assert verdicts["total bytes, seed 1337"].state == State.FAIL  # the claim is of another size
     (foreign / "final.int5int6.ptz").write_bytes(b"of no format that is known")
     verdict = verdicts_of(foreign, None)["artifact loads, seed 1337"]
     assert verdict.state == State.UNKNOWN
     assert "not a format that this audit reads" in verdict.detail
+
+
+@needs_golden
+@needs_sample
+@pytest.mark.parametrize(("off_by", "state"), [(0, State.PASS), (0.01, State.FAIL)])
+def test_a_public_artifact_is_scored_again_as_the_public_script_scores_it(
+    off_by: float, state: State, foreign: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "sample"
+    data.mkdir()
+    [shard] = (SAMPLE / "datasets" / "fineweb10B_sp1024").glob("fineweb_val_*.bin")
+    write_shard(data / shard.name, open_shard(shard)[:4097])
+    shutil.copy(GOLDEN / "artifact.int5int6.ptz", foreign)
+    settings = json.loads((GOLDEN / "config.json").read_text()) | {"eval_stride": 64}
+    names = ", ".join(name for name in settings if name in GPTConfig.__dataclass_fields__)
+    text = FOREIGN.replace("vocab_size, num_layers, model_dim)", f"{names})").split("class Hyperparameters")[0]
+    values = "".join(f"    {name} = {value!r}\n" for name, value in settings.items())
+    classes = FOREIGN.replace("vocab_size, num_layers, model_dim)", f"{names})").split('data_path = "data"\n')[1]
+    (foreign / "train_gpt_v1.py").write_text(f"{text}class Hyperparameters:\n{values}{classes}")
+    [golden] = [case for case in json.loads((GOLDEN / "eval.json").read_text())["roundtrip"] if case["tokens"] == 4097]
+    edit_json("submission.json", val_bpb=golden["val_bpb"] + off_by)(foreign)
+    audit = Audit(foreign, data, SAMPLE / "tokenizers" / "fineweb_1024_bpe.model")
+    verdict = {v.check: v for v in audit.run()}["score recomputed, seed 1337"]
+    assert verdict.state == state, verdict
+    assert f"{golden['val_bpb']:.4f}" in verdict.detail
+
+
+def test_a_network_that_knows_or_errs_before_any_training_fails(foreign: Path) -> None:
+    edit_text("train_gpt_v1.py", "std=0.005", "std=1.0")(foreign)
+    verdict = verdicts_of(foreign, None)["initial loss"]
+    assert verdict.state == State.FAIL
+    assert "nats before any training, guessing evenly is 6.9315" in verdict.detail
 
 
 def test_a_foreign_script_without_a_known_network_is_said(foreign: Path) -> None:
