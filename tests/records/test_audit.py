@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components.artifact import store_state
+from components.artifact import read_artifact, store_state, write_artifact
 from components.errors import UserError
 from components.gpt import GPTConfig
 from components.public_artifact import write_public_artifact
@@ -142,8 +145,35 @@ def damage(folder: Path) -> None:
 
 
 def grow(folder: Path) -> None:
-    with (folder / "model_seed42.golf").open("ab") as file:
-        file.write(bytes(15_000_000))
+    """An artifact over the cap, and claims that own up to it."""
+    path = folder / "model_seed42.golf"
+    path.write_bytes(bytes(15_990_000))
+    code = (folder / "train_gpt.py").stat().st_size
+    edit_result(bytes_model=15_990_000, bytes_total=15_990_000 + code)(folder)
+
+
+def describe_another_network(folder: Path) -> None:
+    path = folder / "model_seed42.golf"
+    artifact = read_artifact(path)
+    assert artifact.settings is not None
+    write_artifact(path, {**artifact.settings, "logit_softcap": 20.0}, artifact.tensors)
+
+
+def forget_seed(folder: Path) -> None:
+    content = json.loads((folder / "submission.json").read_text())
+    del content["seed_results"]["42"]["val_bpb"]
+    (folder / "submission.json").write_text(json.dumps(content))
+
+
+def forget_figures(folder: Path) -> None:
+    content = json.loads((folder / "submission.json").read_text())
+    content["seed_results"]["42"] = {}
+    (folder / "submission.json").write_text(json.dumps(content))
+
+
+def forget_sizes(folder: Path) -> None:
+    (folder / "model_seed42.golf").unlink()
+    (folder / "train_seed42.log").write_text("nothing\n")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +185,7 @@ def grow(folder: Path) -> None:
         ("submission.json", edit_json("submission.json", bytes_total="12"), "bytes_total is '12'"),
         ("submission.json", edit_json("submission.json", val_bpb=float("nan")), "val_bpb is nan"),
         ("submission.json", lambda folder: (folder / "submission.json").write_text("{"), "cannot be read as JSON"),
+        ("submission.json", lambda folder: (folder / "submission.json").write_text("[]"), "holds no JSON object"),
         ("script compiles", edit_text("train_gpt.py", "import base64", "import base64 !"), "invalid syntax"),
         ("script imports", edit_text("train_gpt.py", "import base64", "import base46"), "No module named 'base46'"),
         (
@@ -192,10 +223,11 @@ def grow(folder: Path) -> None:
         ("each target once, seed 42", edit_json("run_seed42.json", val_shards=["fineweb_train_1.bin"]), "scored on"),
         ("whole split, seed 42", edit_json("run_seed42.json", val_ids=1400), "1,400 ids were scored"),
         ("artifact loads, seed 42", damage, "is damaged"),
-        ("artifact loads, seed 42", edit_text("train_gpt.py", "num_kv_heads: 1", "num_kv_heads: 2"), "num_kv_heads is"),
+        ("artifact loads, seed 42", describe_another_network, "logit_softcap is 20.0 in model_seed42.golf and 30.0"),
         ("score recomputed, seed 42", better_score_everywhere, "recomputed in 32-true, claimed"),
         ("seeds", edit_json("submission.json", seeds=[42, 42]), "seeds [42, 42]"),
         ("seeds", remove("train_seed42.log"), "logs of [1337]"),
+        ("means", forget_seed, "val_bpb is not given for every seed"),
         ("means", edit_json("submission.json", val_bpb=1.1), "val_bpb is claimed to be 1.1, the seeds' mean is"),
         ("significance", edit_json("submission.json", baseline_val_losses=[6.4, 6.41, 6.42], p_value=None), "worse"),
         ("significance", edit_json("submission.json", p_value=1e-9), "p is claimed to be 1e-09, recomputed"),
@@ -222,6 +254,9 @@ def test_each_line_fails_where_something_is_wrong(
         ("artifact loads, seed 42", remove("model_seed42.golf"), "holds no artifact"),
         ("total bytes, seed 42", remove("model_seed42.golf"), "no artifact to count; 1,"),
         ("scoring seconds, seed 42", remove("train_seed42.log"), "no one log"),
+        ("scoring seconds, seed 42", edit_line("artifact", "artifact"), "the log does not say"),
+        ("total bytes, seed 42", forget_sizes, "no artifact and no log that gives its size"),
+        ("claims = log, seed 42", forget_figures, "no figure in common"),
         ("significance", edit_json("submission.json", baseline_val_losses=[7.5], p_value=None), "one seed"),
         ("seeds", edit_json("submission.json", seeds=None), "lists no seeds"),
         ("means", edit_json("submission.json", seed_results=None), "no results of single seeds"),
@@ -232,6 +267,31 @@ def test_what_could_not_be_checked_is_said(line: str, spoil: Callable[[Path], No
     verdict = verdicts_of(folder, None)[line]
     assert verdict.state == State.UNKNOWN, verdict
     assert detail in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("spoil", "detail"),
+    [
+        (edit_json("run_seed42.json", tokens_scored=5), "targets of this data, where the run scored 5"),
+        (forget_figures, "and no claim to compare"),
+    ],
+)
+def test_a_score_with_nothing_to_compare_it_to_is_said(
+    spoil: Callable[[Path], None], detail: str, made: Made, folder: Path
+) -> None:
+    spoil(folder)
+    verdict = verdicts_of(folder, made.data)["score recomputed, seed 42"]
+    assert verdict.state == State.UNKNOWN
+    assert detail in verdict.detail
+
+
+def test_a_process_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "PROGRESS_SECONDS", 0.1)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with pytest.raises(audit.Failed, match="took more than 0 s"):
+            audit._communicate(process, "import", timeout=0)
+        assert process.wait() != 0
 
 
 @pytest.mark.parametrize("field", ["train_positions", "val_ids", "windows"])
@@ -310,6 +370,24 @@ def test_a_foreign_artifact_is_read_where_it_is_of_the_public_format(foreign: Pa
     verdict = verdicts_of(foreign, None)["artifact loads, seed 1337"]
     assert verdict.state == State.UNKNOWN
     assert "not a format that this audit reads" in verdict.detail
+
+
+def test_a_foreign_network_that_is_not_this_projects_is_said(
+    foreign: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_text("train_gpt_v1.py", 'data_path = "data"', "train_seq_len = eval_stride = 64")(foreign)
+    write_public_artifact(foreign / "final.int5int6.ptz", store_state(tiny_network().state_dict(), TINY["num_layers"]))
+    run_fresh = Audit._run_fresh
+
+    def refuse_to_score(self: Audit, scratch: Path, job: str, *rest: Any) -> str:
+        if job == "run":
+            raise audit.Failed("the network of the configuration is not the one in it")
+        return run_fresh(self, scratch, job, *rest)
+
+    monkeypatch.setattr(Audit, "_run_fresh", refuse_to_score)
+    verdict = verdicts_of(foreign, made.data)["score recomputed, seed 1337"]
+    assert verdict.state == State.UNKNOWN
+    assert "this project's network does not score it (the network of" in verdict.detail
 
 
 @needs_golden
