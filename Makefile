@@ -30,7 +30,7 @@ demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audi
 	@$(BIN)/python -m records.demo
 
 test: lint ## lint, types and the whole test-suite (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -95,7 +95,11 @@ class GolfCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have nothing to set, after those that they report on."""
-        bar = [] if self.config_init[self.subcommand].trainer.enable_progress_bar is False else [BudgetProgressBar()]
+        bar = (
+            []
+            if self.config_init[self.subcommand].trainer.enable_progress_bar is False
+            else [BudgetProgressBar(refresh_rate=5)]
+        )
         self.trainer_defaults["callbacks"] = [SlidingWindowScore(), Monitor(), *bar, RunLog(), RunSummary()]
         return super().instantiate_trainer(**kwargs)
 

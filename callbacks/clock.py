@@ -58,6 +58,10 @@ class Clock(Callback):
         if not self.max_seconds and trainer.max_steps < 0:
             raise UserError("The run has no end: set clock.max_seconds or trainer.max_steps.")
         if dist.is_initialized():
+            # Before each micro-batch Lightning has every rank ask rank 0 whether it was told to terminate, and waits
+            # for the device to hear it (https://github.com/Lightning-AI/pytorch-lightning/issues/21487). A rank that
+            # is told still ends by itself.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             self._group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,8 +15,17 @@ from torch import Tensor
 
 from callbacks.common import data_of, network_of
 from callbacks.scoring import score_summary
-from components.artifact import MAX_BYTES, load_state, read_artifact, require_zstandard, store_state, write_artifact
+from components.artifact import (
+    MAX_BYTES,
+    load_state,
+    parse_artifact,
+    read_user_file,
+    require_zstandard,
+    store_state,
+    write_artifact,
+)
 from components.errors import UserError
+from components.gpt import GPTConfig
 from components.quantisation import StoredTensor
 from components.scoring import Score, score
 from components.weight_coding import coded_sizes
@@ -60,23 +69,35 @@ class Export(Callback):
         float_state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         self.float_score, _ = self._score(trainer, pl_module, "scoring float weights")
         path = self.artifact_path(trainer)
-        settings = dataclasses.asdict(network.config)
+        data, error = b"", None
         if trainer.is_global_zero:
-            stored = store_state(float_state, network.config.num_layers, self.keep_last_k_fp16)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_artifact(path, settings, stored)
-            _log_tensors(trainer, float_state, stored)
-        trainer.strategy.barrier("artifact written")
-        artifact = read_artifact(path)
-        assert artifact.settings == settings, "an artifact must describe the network that it was made from"
+            try:
+                data = self._write(trainer, path, float_state, network.config)
+            except UserError as caught:
+                error = caught
+        # The file's own bytes go to every rank, since another node need not see this one's disk; and so does what
+        # went wrong, or the other ranks would wait for ever.
+        data, error = trainer.strategy.broadcast((data, error))
+        if error is not None:
+            raise error
+        artifact = parse_artifact(data, path)
+        assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network that it holds"
         network.load_state_dict(load_state(artifact.tensors))
         self.score, seconds = self._score(trainer, pl_module, "scoring the artifact")
         network.load_state_dict(float_state)
-        self._facts = {"artifact": str(path), "eval_time_seconds": seconds, **sizes(path)}
+        self._facts = {"artifact": str(path), "eval_time_seconds": seconds, **sizes(len(data))}
         rank_zero_info(
             f"Exported {path}: {self._facts['bytes_model']:,} bytes, {self.score.bits_per_byte:.4f} bits per byte "
             f"({self.float_score.bits_per_byte:.4f} before export)."
         )
+
+    def _write(self, trainer: Trainer, path: Path, float_state: dict[str, Tensor], config: GPTConfig) -> bytes:
+        """Write the artifact, show its tensors, and read back what stands on the disk."""
+        stored = store_state(float_state, config.num_layers, self.keep_last_k_fp16)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_artifact(path, dataclasses.asdict(config), stored)
+        _log_tensors(trainer, float_state, stored)
+        return read_user_file(path)
 
     def artifact_path(self, trainer: Trainer) -> Path:
         """Where the artifact goes, the same path on every rank."""
@@ -115,13 +136,13 @@ class Export(Callback):
         return result, time.perf_counter() - started
 
 
-def sizes(artifact: Path) -> dict[str, int]:
+def sizes(bytes_model: int) -> dict[str, int]:
     """Bytes of the artifact, of the sources that a fit and a validate need, and of both."""
     root = Path(__file__).parents[1]
     files = [
         file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).glob("*.py"))
     ]
-    bytes_model, bytes_code = artifact.stat().st_size, sum(file.stat().st_size for file in files)
+    bytes_code = sum(file.stat().st_size for file in files)
     return {"bytes_model": bytes_model, "bytes_code": bytes_code, "bytes_total": bytes_model + bytes_code}
 
 

