@@ -69,9 +69,14 @@ def test_what_is_not_a_hyperparameter_is_refused(tmp_path: Path, capsys: pytest.
     assert "every_n_step" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_overlays_change_the_trainer_alone(name: str) -> None:
-    assert set(written(name)) == {"trainer"}
+def test_overlays_change_where_a_run_runs_and_not_what_it_is() -> None:
+    assert set(written("cpu")) == {"trainer"}
+    one_gpu = written("one_gpu")
+    assert set(one_gpu) == {"trainer", "clock"}
+    # One GPU for eight takes eight times as long, and validates after as many steps.
+    record = written("record_10l")
+    assert one_gpu["clock"] == {"max_seconds": 8 * record["clock"]["max_seconds"]}
+    assert one_gpu["trainer"]["val_check_interval"] == 8 * record["trainer"]["val_check_interval"]
 
 
 @pytest.mark.parametrize("name", COMPLETE)

@@ -39,6 +39,7 @@ def trainer_of(callbacks: Sequence[Callback] = (), **settings: Any) -> SimpleNam
     """What a callback asks of a trainer, in a fit on one CPU."""
     strategy = Mock(root_device=torch.device("cpu"))
     strategy.reduce.side_effect = lambda tensor, reduce_op: tensor  # one rank
+    strategy.broadcast.side_effect = lambda thing: thing
     defaults = {
         "callbacks": list(callbacks),
         "global_step": 0,

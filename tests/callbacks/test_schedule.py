@@ -127,6 +127,17 @@ def test_a_run_that_never_warmed_down_says_so() -> None:
     assert "10 steps of warm-down did not come into the run's 5 steps" in sentence
 
 
+def test_a_run_whose_warmdown_is_longer_than_its_budget_says_so() -> None:
+    # 3000 steps of 0.5 s are 1500 s of warm-down in 600 s.
+    schedule, clock = Schedule(warmdown_steps=3000), clock_at(0.0, max_seconds=600)
+    trainer = trainer_with_groups(schedule, clock, max_steps=20000)
+    for trainer.global_step in range(3):
+        clock.elapsed = 0.5 * trainer.global_step
+        run_step(schedule, trainer)
+    [sentence] = schedule.missed(trainer)
+    assert "never constant: 3000 steps of warm-down are more than the whole budget" in sentence
+
+
 @pytest.mark.parametrize("setting", ["warmdown_steps", "momentum_warmup_steps"])
 def test_negative_lengths_are_refused(setting: str) -> None:
     with pytest.raises(UserError, match=rf"schedule\.{setting} is -1"):

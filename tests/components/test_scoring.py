@@ -53,7 +53,7 @@ def test_each_target_is_scored_exactly_once_over_all_ranks(
             world_size=world_size,
         )
         batches = list(loader)
-        assert len(batches) == len(loader)
+        assert len(batches) == len(loader) >= 1  # also where a rank is left without a window
         for batch in batches:
             shapes.add((batch.input_ids.shape, batch.target_ids.shape))
             # Ids that are their own positions: a scored target must be the one after its input.
