@@ -31,8 +31,11 @@ class BudgetProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on with every ``refresh_rate``-th optimizer step, and with the last."""
-        if ends_step(trainer, batch_idx) and (trainer.global_step % self.refresh_rate == 0 or trainer.should_stop):
+        """Move on with every ``refresh_rate``-th optimizer step, with a new phase, and with the last step."""
+        if not ends_step(trainer, batch_idx):
+            return
+        due = trainer.global_step % self.refresh_rate == 0 or trainer.should_stop
+        if due or phase(trainer) != self.train_progress_bar.desc:
             self._show(trainer)
 
     def get_metrics(
