@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_DATA := .cache/demo
+BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 # A thread that waits for another gives its core away: spinning, two threads on two cores that anything else wants too
 # were seen to take five times as long.
@@ -42,8 +42,7 @@ format: $(READY) ## let ruff mend what it can
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## run every benchmark; results go to benchmarks/results
-	@set -e; for file in benchmarks/[a-z]*.py; do \
-		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 tensorboard: $(READY) ## watch the runs in a browser
 	@$(BIN)/tensorboard --logdir runs
