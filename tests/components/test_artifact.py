@@ -38,13 +38,11 @@ from components.artifact import (
 from components.artifact_report import describe, weights_sha256
 from components.errors import UserError
 from components.quantisation import Storage, StoredTensor, quantise
+from tests.support import GOLDEN, needs_golden
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT.parent / "shared" / "golden"
 PUBLIC_GOLDEN_BYTES = 2_471_498
 SETTINGS = {"num_layers": 2, "rope_base": 10000.0, "tie_embeddings": True, "output_proj_init": "zero"}
-
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
 
 
 def small_tensors(seed: int = 0) -> dict[str, StoredTensor]:

@@ -26,11 +26,9 @@ from tests.components.test_artifact import (
     mutate,
     small_tensors,
 )
+from tests.support import GOLDEN, needs_golden
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 GOLDEN_FILE = GOLDEN / "artifact.int5int6.ptz"
-
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
 
 
 def saved_in(path: Path) -> dict:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from components.quantisation import INT8_PERCENTILE, Storage, StoredTensor, fake_quantise, quantise, storage_of
+from tests.support import GOLDEN, needs_golden
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 QUANTISED = (Storage.INT5, Storage.INT6, Storage.INT8)
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, which is not here")
 
 
