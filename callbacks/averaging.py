@@ -35,6 +35,7 @@ class SnapshotAveraging(Callback):
         self.every_n_steps = every_n_steps
         self.only_under_qat = only_under_qat
         self.num_snapshots = 0
+        self.last_snapshot_step: int | None = None  # of this process, for who marks the moment
         self._sums: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,6 +52,7 @@ class SnapshotAveraging(Callback):
             return
         if find(trainer, Schedule).multiplier < self.start_multiplier:
             self._add(dict(network_of(pl_module).named_parameters()))
+            self.last_snapshot_step = trainer.global_step
 
     @torch.no_grad()
     def _add(self, parameters: dict[str, Tensor]) -> None:

@@ -25,14 +25,10 @@ class Monitor(Callback):
         self.loss: float | None = None
         self._step_loss: Tensor | None = None
         self._last = (0, 0.0)
-        self._snapshots_shown = 0
-        self._qat_shown = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from where the run stands."""
         self._last = (trainer.global_step, find(trainer, Clock).elapsed)
-        self._snapshots_shown = find(trainer, SnapshotAveraging).num_snapshots
-        self._qat_shown = find(trainer, LateQAT).active
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,15 +64,13 @@ class Monitor(Callback):
 
     def _mark_phases(self, trainer: Trainer) -> None:
         late_qat, averaging = find(trainer, LateQAT), find(trainer, SnapshotAveraging)
-        if late_qat.active and not self._qat_shown:
-            self._qat_shown = True
+        if late_qat.start_step == trainer.global_step - 1:
             _mark(
                 trainer,
                 "late QAT",
                 f"fake quantisation from step {late_qat.start_step}, {late_qat.start_seconds:.1f} s",
             )
-        if averaging.num_snapshots > self._snapshots_shown:
-            self._snapshots_shown = averaging.num_snapshots
+        if averaging.last_snapshot_step == trainer.global_step:
             _mark(trainer, "snapshot", f"snapshot {averaging.num_snapshots} at step {trainer.global_step}")
 
 

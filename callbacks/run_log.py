@@ -26,8 +26,6 @@ class RunLog(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._file: TextIO | None = None
-        self._qat_said = False
-        self._snapshots_said = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the log."""
@@ -41,10 +39,6 @@ class RunLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the run starts from."""
-        self._qat_said, self._snapshots_said = (
-            find(trainer, LateQAT).active,
-            find(trainer, SnapshotAveraging).num_snapshots,
-        )
         self._say(f"start at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
 
     def on_train_batch_end(
@@ -54,11 +48,9 @@ class RunLog(Callback):
         if not ends_step(trainer, batch_idx):
             return
         step, late_qat, averaging = trainer.global_step, find(trainer, LateQAT), find(trainer, SnapshotAveraging)
-        if late_qat.active and not self._qat_said:
-            self._qat_said = True
+        if late_qat.start_step == step - 1:
             self._say(f"late QAT from step {late_qat.start_step}, {late_qat.start_seconds:.3f} s")
-        if averaging.num_snapshots > self._snapshots_said:
-            self._snapshots_said = averaging.num_snapshots
+        if averaging.last_snapshot_step == step:
             self._say(f"snapshot {averaging.num_snapshots} at step {step}")
         if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             elapsed, loss = find(trainer, Clock).elapsed, find(trainer, Monitor).loss

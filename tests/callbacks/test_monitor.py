@@ -98,9 +98,9 @@ def test_the_switch_and_each_snapshot_are_marked_once_even_between_logs() -> Non
     take_step(monitor, trainer, 1.0)
     late_qat.start_step, late_qat.start_seconds = 1, 7.25
     take_step(monitor, trainer, 1.0)
-    averaging.num_snapshots = 1
+    averaging.num_snapshots, averaging.last_snapshot_step = 1, 3
     take_step(monitor, trainer, 1.0)
-    averaging.num_snapshots = 2
+    averaging.num_snapshots, averaging.last_snapshot_step = 2, 4
     take_step(monitor, trainer, 1.0)
     take_step(monitor, trainer, 1.0)
     assert [(tag, step) for tag, _, step in marks(trainer)] == [("late QAT", 2), ("snapshot", 3), ("snapshot", 4)]
