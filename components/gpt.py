@@ -192,14 +192,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_queries: int) -> Tensor:
         """Attend from the last ``num_queries`` positions S to all before them; [B, S, C]."""
+        q_BHSD = rms_norm(self._heads(self.c_q(x_BTC[:, -num_queries:]), self.num_heads))
+        # A gain commutes with a rotation, and before it no unscaled rotated queries must be kept for its gradient.
         q_BHSD = rotate(
-            rms_norm(self._heads(self.c_q(x_BTC[:, -num_queries:]), self.num_heads)),
-            cos_TD[-num_queries:],
-            sin_TD[-num_queries:],
+            q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None], cos_TD[-num_queries:], sin_TD[-num_queries:]
         )
         k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TD, sin_TD)
         v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
-        q_BHSD = q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None]
         num_positions = x_BTC.size(1)
         mask_ST = None  # the kernels' own causal mask takes the first query for the first position
         if num_queries < num_positions:
