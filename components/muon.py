@@ -30,11 +30,15 @@ def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
     assert matrices_NRC.size(-2) <= matrices_NRC.size(-1), "the small Gram matrix is the cheap one: transpose first"
     x = matrices_NRC.bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # A CPU without bfloat16 instructions takes a hundred times as long for a bfloat16 product as for a float32 one,
+    # and the same comes out: bfloat16 numbers multiply exactly in float32, and either way the sum is rounded once.
+    working = torch.float32 if x.device.type == "cpu" else torch.bfloat16
+    x = x.to(working)
     for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, gram, x, beta=a)
-    return x
+        gram = torch.bmm(x, x.mT).bfloat16().to(working)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).bfloat16().to(working)
+        x = torch.baddbmm(x, gram, x, beta=a).bfloat16().to(working)
+    return x.bfloat16()
 
 
 def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
