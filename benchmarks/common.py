@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -15,8 +16,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from components.gpt import GPT, GPTConfig
+from components.optimizer import OptimizerConfig, build_optimizer
 
 RESULTS = Path(__file__).parent / "results"
+MIN_MATRIX = 16  # a 2-D parameter with a side under this is a stack of vectors
 PACKAGES = ("torch", "lightning", "numpy", "sentencepiece", "zstandard")
 
 
@@ -36,10 +42,10 @@ def device_name() -> str:
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the device's work included."""
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     work()
-    _synchronise()
+    synchronise()
     return time.perf_counter() - start
 
 
@@ -52,6 +58,82 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: median(values) for name, values in times.items()}
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a large matrix product, in the type that training's products have."""
+    size, dtype = (8192, torch.bfloat16) if device().type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
+    return 2 * size**3 / in_turn({"product": lambda: torch.mm(a, b)}, repeats=10)["product"]
+
+
+def products_per_token(config: GPTConfig, seq_len: int) -> float:
+    """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3."""
+    with torch.device("meta"):
+        matrices = [p for group in build_optimizer(GPT(config), OptimizerConfig()).param_groups for p in group["params"]]
+    in_linear = sum(p.numel() for p in matrices if p.ndim == 2 and min(p.shape) >= MIN_MATRIX)
+    # The bigram table is looked up, not multiplied by; so is a token table that is not the head too.
+    looked_up = config.bigram_vocab_size * config.bigram_dim
+    if not config.tie_embeddings:
+        looked_up += config.vocab_size * config.model_dim
+    attention = 2 * config.num_layers * seq_len * config.model_dim  # queries with keys and values, half of the square
+    return 2 * (in_linear - looked_up) + attention
+
+
+def random_network(config: GPTConfig) -> GPT:
+    """A network on the device without zero projections: numbers that are all zero are quicker to multiply."""
+    torch.manual_seed(0)
+    return GPT(dataclasses.replace(config, output_proj_init="scaled")).to(device())
+
+
+class TrainingStep:
+    """One optimizer step of one micro-batch of random ids, as a rank of eight takes it in the record run.
+
+    On a GPU it is autocast to bfloat16, on a CPU it is all float32.
+
+    Args:
+        network: The network to train, compiled or not.
+        optimizer: Its optimizer.
+        num_sequences: Sequences of the micro-batch.
+        seq_len: Tokens of a sequence.
+    """
+
+    def __init__(self, network: GPT, optimizer: torch.optim.Optimizer, num_sequences: int, seq_len: int) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.span = torch.randint(network.config.vocab_size, (num_sequences * seq_len + 1,))
+        self.seq_len = seq_len
+        self.load(self.span)
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets of the step."""
+        return self.target_ids.numel()
+
+    def load(self, span: Tensor) -> None:
+        """Bring a span of ids [tokens + 1] to the device."""
+        span = span.to(device(), non_blocking=True)
+        self.input_ids, self.target_ids = span[:-1].view(-1, self.seq_len), span[1:].view(-1, self.seq_len)
+
+    def forward(self) -> None:
+        """The mean loss."""
+        with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
+            self.loss = self.network(self.input_ids, self.target_ids).mean()
+
+    def backward(self) -> None:
+        """Its gradients."""
+        self.loss.backward()
+
+    def update(self) -> None:
+        """Clip them and move the weights."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), 0.3)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def __call__(self) -> None:
+        """All three."""
+        self.forward()
+        self.backward()
+        self.update()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -79,6 +161,7 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

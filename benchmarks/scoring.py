@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import device, device_name, in_turn, save, table
+from benchmarks.common import device, device_name, in_turn, random_network, save, table
 from components.byte_counts import ByteTable
-from components.gpt import GPT, GPTConfig
+from components.gpt import GPTConfig
 from components.scoring import WindowBatch, WindowLoader
 
 STRIDE = 64
@@ -24,10 +24,7 @@ def main() -> None:
     """Compare windows a second, and the nats that come out."""
     cuda = device().type == "cuda"
     seq_len, batch_windows, num_batches = (2048, 64, 8) if cuda else (1024, 2, 2)
-    torch.manual_seed(0)
-    network = GPT(GPTConfig()).to(device()).eval()
-    for p in network.parameters():  # zero projections would make half of the work unnecessary
-        nn.init.normal_(p, std=0.02)
+    network = random_network(GPTConfig()).eval()
     compiled = copy.deepcopy(network)
     compiled.compile(dynamic=False, fullgraph=True)
     ids = torch.randint(1024, (seq_len + STRIDE * batch_windows * num_batches + 1,))

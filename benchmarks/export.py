@@ -1,0 +1,42 @@
+"""Export of the full-size model, beside the public layout in the same run: ``python -m benchmarks.export``."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import device_name, random_network, save, seconds, table
+from components.artifact import load_state, read_artifact, store_state, write_artifact
+from components.gpt import GPTConfig
+from components.public_artifact import write_public_artifact
+
+
+def main() -> None:
+    """Time quantising, writing and reading; count the bytes."""
+    config = GPTConfig()
+    network = random_network(config)
+    with torch.no_grad():  # rows of different sizes, as training leaves them
+        for p in network.parameters():
+            if p.ndim == 2:
+                p.mul_(torch.exp(0.3 * torch.randn(p.size(0), 1, device=p.device)))
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    times: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path, public = Path(folder) / "model.golf", Path(folder) / "model.int5int6.ptz"
+        stored = {}
+        times["quantise"] = seconds(lambda: stored.update(store_state(state, config.num_layers)))
+        times["write"] = seconds(lambda: write_artifact(path, dataclasses.asdict(config), stored))
+        times["read"] = seconds(lambda: load_state(read_artifact(path).tensors))
+        times["write the public layout"] = seconds(lambda: write_public_artifact(public, stored))
+        num_bytes = {"ours": path.stat().st_size, "public": public.stat().st_size}
+    print(f"{sum(tensor.numel() for tensor in state.values()):,} parameters on {device_name()}")
+    print(table(("step", "seconds"), [(name, f"{time:.2f}") for name, time in times.items()]))
+    print(table(("file", "bytes"), [(name, f"{size:,}") for name, size in num_bytes.items()]))
+    save("export", {"seconds": times, "bytes": num_bytes})
+
+
+if __name__ == "__main__":
+    main()

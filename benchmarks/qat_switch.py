@@ -1,0 +1,160 @@
+"""What the switch to late QAT costs, by the form that it takes: ``python -m benchmarks.qat_switch``.
+
+Two graphs: a Python attribute on each linear layer, as in the run, each value with a graph of its own. One graph, flag:
+a tensor on the device chooses between the weight and its fake-quantised value, both always computed. One graph, written:
+fake-quantised values are copied into the weights before the forward pass, and the weights back before the optimizer.
+All compiled, all with gradients passed straight through, on a GPU at full size, on a CPU with fewer layers and tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch._inductor.config
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import TrainingStep, device, device_name, in_turn, random_network, save, seconds, table
+from components.gpt import GPT, GPTConfig, Linear
+from components.optimizer import OptimizerConfig, build_optimizer
+from components.quantisation import fake_quantise
+
+KEEP_LAST_K_FP16 = 1
+
+
+class FlaggedLinear(Linear):
+    """A linear layer whose weight a tensor flag chooses; both choices are computed."""
+
+    flag: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        weight = torch.where(self.flag, fake_quantise(self.weight, self.fake_storage), self.weight)
+        return F.linear(x, weight.to(x.dtype))
+
+
+class Switchable(TrainingStep):
+    """A training step of two graphs, as in the run."""
+
+    def switch(self, on: bool) -> None:
+        """Train under fake quantisation from now on, or no more."""
+        if on:
+            self.network.enable_fake_quantisation(KEEP_LAST_K_FP16)
+        else:
+            self.network.disable_fake_quantisation()
+
+
+class Flagged(TrainingStep):
+    """A training step of one graph with a flag."""
+
+    def __init__(self, network: GPT, *arguments: Any) -> None:
+        self.flag = torch.zeros((), dtype=torch.bool, device=device())
+        network.enable_fake_quantisation(KEEP_LAST_K_FP16)
+        for module in network.modules():
+            if isinstance(module, Linear):
+                module.__class__ = FlaggedLinear
+                module.flag = self.flag
+        super().__init__(network, *arguments)
+
+    def switch(self, on: bool) -> None:
+        """Train under fake quantisation from now on, or no more."""
+        self.flag.fill_(on)
+
+
+class Written(TrainingStep):
+    """A training step of one graph, whose weights are written over for the forward and backward passes."""
+
+    def __init__(self, network: GPT, *arguments: Any) -> None:
+        self.on = False
+        network.enable_fake_quantisation(KEEP_LAST_K_FP16)
+        linears = [module for module in network.modules() if isinstance(module, Linear)]
+        self.weights = [module.weight for module in linears]
+        self.storages = [module.fake_storage for module in linears]
+        network.disable_fake_quantisation()
+        self.quantise = torch.compile(fake_quantise, dynamic=False)
+        super().__init__(network, *arguments)
+
+    def switch(self, on: bool) -> None:
+        """Train under fake quantisation from now on, or no more."""
+        self.on = on
+
+    def forward(self) -> None:
+        """The loss with what stands in the weights."""
+        if self.on:
+            with torch.no_grad():
+                self.saved = [weight.clone() for weight in self.weights]
+                for weight, storage in zip(self.weights, self.storages, strict=True):
+                    weight.copy_(self.quantise(weight, storage))
+        super().forward()
+
+    def update(self) -> None:
+        """Put the weights back and move them."""
+        if self.on:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.saved)
+        super().update()
+
+
+FORMS = {"two graphs (the run's)": Switchable, "one graph, flag": Flagged, "one graph, written": Written}
+
+
+def measure(form: type[Any], config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, float]:
+    """Seconds of plain and fake-quantised steps of a form, and of its first switch, cold and warm."""
+    torch._dynamo.reset()
+    network = random_network(config)
+    network.compile(dynamic=False, fullgraph=True)
+    step = form(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
+
+    def run(on: bool) -> None:
+        step.switch(on)
+        step()
+
+    alone = in_turn({"plain": lambda: run(on=False)}, repeats)["plain"]
+    cold = seconds(lambda: run(on=True))
+    torch.compiler.set_stance("fail_on_recompile")
+    try:
+        run(on=False)
+        first = seconds(lambda: run(on=True))
+        both = in_turn({"plain": lambda: run(on=False), "qat": lambda: run(on=True)}, repeats)
+    finally:
+        torch.compiler.set_stance("default")
+    return {
+        "plain_alone": alone,
+        "plain": both["plain"],
+        "qat": both["qat"],
+        "cold_switch": cold - both["qat"],
+        "warm_switch": max(0.0, first - both["qat"]),
+    }
+
+
+def main() -> None:
+    """Measure every form, print a table, save."""
+    # A graph out of the cache of an earlier run would make the cold switch look cheap.
+    torch._inductor.config.force_disable_caches = True
+    if device().type == "cuda":
+        config, num_sequences, seq_len, repeats = GPTConfig(), 48, 2048, 20
+    else:
+        config, num_sequences, seq_len, repeats = GPTConfig(num_layers=1), 4, 512, 7
+    results = {name: measure(form, config, num_sequences, seq_len, repeats) for name, form in FORMS.items()}
+    print(f"{config.num_layers} layers, {num_sequences * seq_len:,} tokens a step, on {device_name()}")
+    header = ("form", "plain alone, ms", "plain, ms", "QAT, ms", "QAT costs", "switch cold, s", "switch warm, s")
+    rows = [
+        (
+            name,
+            *(f"{1000 * times[key]:.1f}" for key in ("plain_alone", "plain", "qat")),
+            f"{times['qat'] / times['plain'] - 1:+.1%}",
+            f"{times['cold_switch']:.1f}",
+            f"{times['warm_switch']:.2f}",
+        )
+        for name, times in results.items()
+    ]
+    print(table(header, rows))
+    save(
+        "qat_switch",
+        {"num_layers": config.num_layers, "num_sequences": num_sequences, "seq_len": seq_len, "forms": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
