@@ -70,7 +70,9 @@ def matrix_rate() -> float:
 def products_per_token(config: GPTConfig, seq_len: int) -> float:
     """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3."""
     with torch.device("meta"):
-        matrices = [p for group in build_optimizer(GPT(config), OptimizerConfig()).param_groups for p in group["params"]]
+        matrices = [
+            p for group in build_optimizer(GPT(config), OptimizerConfig()).param_groups for p in group["params"]
+        ]
     in_linear = sum(p.numel() for p in matrices if p.ndim == 2 and min(p.shape) >= MIN_MATRIX)
     # The bigram table is looked up, not multiplied by; so is a token table that is not the head too.
     looked_up = config.bigram_vocab_size * config.bigram_dim

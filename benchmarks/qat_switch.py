@@ -1,9 +1,9 @@
 """What the switch to late QAT costs, by the form that it takes: ``python -m benchmarks.qat_switch``.
 
-Two graphs: a Python attribute on each linear layer, as in the run, each value with a graph of its own. One graph, flag:
-a tensor on the device chooses between the weight and its fake-quantised value, both always computed. One graph, written:
-fake-quantised values are copied into the weights before the forward pass, and the weights back before the optimizer.
-All compiled, all with gradients passed straight through, on a GPU at full size, on a CPU with fewer layers and tokens.
+Two graphs: a Python attribute on each linear layer, as in the run, each value with a graph of its own. One graph,
+flag: a tensor on the device chooses between the weight and its fake-quantised value, both always computed. One graph,
+written: fake-quantised values are copied into the weights before the forward pass, and the weights back before the
+optimizer. All are compiled and pass gradients straight through. On a GPU at full size, on a CPU with a layer only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The training step: how fast, of what the chip could do, in how much memory, and where the time goes.
 
-``python -m benchmarks.train_step``. The record's step beside the same network eager and, on a GPU, compiled under torch's own
-optimizers. On a GPU at full size (98,304 tokens, a rank's share of the record's batch), on a CPU with fewer layers and
-tokens.
+``python -m benchmarks.train_step``. The record's step beside the same network eager and, on a GPU, compiled under
+torch's own optimizers. On a GPU at full size (98,304 tokens, a rank's share of the record's batch), on a CPU with fewer
+layers and tokens.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def peak_memory(step: TrainingStep) -> int | None:
 
 
 def phases(step: TrainingStep, repeats: int) -> dict[str, float]:
-    """Median seconds of each part of a step by itself, the device idle in between, and the host's share of launching."""
+    """Median seconds of each part of a step by itself, the device idle in between."""
     pinned = step.span.pin_memory() if device().type == "cuda" else step.span
     parts: dict[str, Callable[[], object]] = {
         "input to device": lambda: step.load(pinned),

@@ -1,0 +1,163 @@
+"""Lightning's share of a step: ``fit`` beside a bare loop over the same network: ``python -m benchmarks.overhead``.
+
+``fit`` runs through the command line with the record's configuration, every callback, logger and the progress bar
+switched on; the bare loop reads the same stream, and trains the same compiled network with the same optimizer, before
+and after it. On a GPU at full size; on a CPU with a small network, so that the host's work stands out. Some steady
+steps of the fit are then profiled, to count what makes the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.profiler import ProfilerActivity, profile
+
+import cli
+from benchmarks.common import TrainingStep, device, device_name, random_network, save, synchronise, table
+from callbacks.common import find
+from components.gpt import GPTConfig
+from components.optimizer import OptimizerConfig, build_optimizer
+from datamodules.corpus import build_corpus
+from datamodules.shards import find_shards
+from datamodules.stream import SpanLoader, TokenStream
+
+DATA = Path(".cache/demo")
+FIRST, LAST = 20, 220  # the optimizer steps between which both are timed
+PROFILED = 10  # steps that follow, none of them one that logs
+WAITS = (
+    "aten::_local_scalar_dense",
+    "cudaDeviceSynchronize",
+    "cudaStreamSynchronize",
+    "cudaEventSynchronize",
+    "cudaMemcpy",
+)
+"""What a host calls when it waits; an ``.item()`` is the first, and on a GPU's tensor the third with it."""
+RECORD_STEP_SECONDS = 0.05
+
+
+class Probe(Callback):
+    """Time a fit from outside, and count what waits in its steady steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds_per_step = 0.0
+        self.waits: dict[str, int] = {}
+        self._profile: Any = None
+        self._started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin the profile."""
+        if trainer.global_step == LAST + 1:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device().type == "cuda" else [])]
+            self._profile = profile(activities=activities)
+            self._profile.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the time, and end the profile."""
+        if trainer.global_step == FIRST:
+            synchronise()
+            self._started = time.perf_counter()
+        if trainer.global_step == LAST:
+            synchronise()
+            self.seconds_per_step = (time.perf_counter() - self._started) / (LAST - FIRST)
+        if trainer.global_step == LAST + 1 + PROFILED:
+            self._profile.stop()
+            counts = {event.key: event.count for event in self._profile.key_averages()}
+            self.waits = {name: counts.get(name, 0) for name in WAITS}
+
+
+def bare(step: TrainingStep, stream: TokenStream) -> float:
+    """Seconds a step of a plain loop."""
+    loader = SpanLoader(
+        stream,
+        position=0,
+        batch_tokens=step.num_tokens,
+        micro_batches=1,
+        seq_len=step.seq_len,
+        pin_memory=device().type == "cuda",
+    )
+    started = 0.0
+    for number, (input_ids, target_ids) in enumerate(itertools.islice(loader, LAST + 1)):
+        if number == FIRST + 1:
+            synchronise()
+            started = time.perf_counter()
+        step.input_ids, step.target_ids = (ids.to(device(), non_blocking=True) for ids in (input_ids, target_ids))
+        step()
+    synchronise()
+    return (time.perf_counter() - started) / (LAST - FIRST)
+
+
+def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Probe:
+    """A fit of the record's configuration with this network and batch."""
+    overlay = "configs/one_gpu.yaml" if device().type == "cuda" else "configs/cpu.yaml"
+    settings = {
+        "model.num_layers": config.num_layers,
+        "model.model_dim": config.model_dim,
+        "model.num_heads": config.num_heads,
+        "model.num_kv_heads": config.num_kv_heads,
+        "data.path": DATA,
+        "data.tokenizer_path": DATA / "tokenizer.model",
+        "data.train_batch_tokens": num_sequences * seq_len,
+        "data.train_seq_len": seq_len,
+        "data.train_micro_batches": 1,
+        "scoring.seq_len": 256,
+        "scoring.fit_stride": 256,
+        "scoring.max_tokens": 2048,
+        "trainer.max_steps": LAST + PROFILED + 2,
+        "trainer.default_root_dir": runs,
+        "warmup.steps": 2,
+    }
+    arguments = ["fit", "--config", "configs/record_10l.yaml", "--config", overlay]
+    for name, value in settings.items():
+        arguments += [f"--{name}", str(value)]
+    return find(cli.main([*arguments, f"--trainer.callbacks+={Probe.__module__}.Probe"]).trainer, Probe)
+
+
+def main() -> None:
+    """Measure, print, save."""
+    if device().type == "cuda":
+        config, num_sequences, seq_len = GPTConfig(), 48, 2048
+    else:
+        config, num_sequences, seq_len = GPTConfig(num_layers=2, model_dim=128, num_heads=2, num_kv_heads=1), 2, 256
+    build_corpus(DATA)
+    stream = TokenStream(find_shards(DATA, "train"), config.vocab_size)
+    network = random_network(config)
+    network.compile(dynamic=False, fullgraph=True)
+    step = TrainingStep(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
+    before = bare(step, stream)
+    with tempfile.TemporaryDirectory() as runs:
+        probe = fit(config, num_sequences, seq_len, runs)
+    loops = (before, bare(step, stream))
+    extra = probe.seconds_per_step - sum(loops) / 2
+    print(f"{config.num_layers} layers of width {config.model_dim}, {step.num_tokens:,} tokens a step, {device_name()}")
+    rows = [
+        ("bare loop, before and after", " ".join(f"{1000 * seconds:.2f}" for seconds in loops)),
+        ("fit", f"{1000 * probe.seconds_per_step:.2f}"),
+        ("fit adds", f"{1000 * extra:.2f}"),
+        (f"that is, of a step of {1000 * RECORD_STEP_SECONDS:.0f} ms", f"{extra / RECORD_STEP_SECONDS:.1%}"),
+    ]
+    print(table(("a step", "ms"), rows))
+    print(table((f"waits in {PROFILED} steady steps", "calls"), list(probe.waits.items())))
+    save(
+        "overhead",
+        {
+            "num_layers": config.num_layers,
+            "model_dim": config.model_dim,
+            "step_tokens": step.num_tokens,
+            "bare_seconds": loops,
+            "fit_seconds": probe.seconds_per_step,
+            "of_record_step": extra / RECORD_STEP_SECONDS,
+            "waits_in_steady_steps": {"steps": PROFILED, **probe.waits},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
