@@ -12,6 +12,7 @@ import itertools
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +28,8 @@ from datamodules.shards import find_shards
 from datamodules.stream import SpanLoader, TokenStream
 
 DATA = Path(".cache/demo")
-FIRST, LAST = 20, 220  # the optimizer steps between which both are timed
+FIRST, BLOCK, BLOCKS = 20, 50, 8  # the step from which both are timed, in blocks that each hold one that logs
+LAST = FIRST + BLOCK * BLOCKS
 PROFILED = 10  # steps that follow, none of them one that logs
 WAITS = (
     "aten::_local_scalar_dense",
@@ -40,41 +42,50 @@ WAITS = (
 RECORD_STEP_SECONDS = 0.05
 
 
-class Probe(Callback):
-    """Time a fit from outside, and count what waits in its steady steps."""
+class Meter:
+    """The middle time of a block's steps, and what waits in the steps that follow."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seconds_per_step = 0.0
         self.waits: dict[str, int] = {}
+        self._times: list[float] = []
         self._profile: Any = None
-        self._started = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the profile."""
-        if trainer.global_step == LAST + 1:
+    @property
+    def seconds_per_step(self) -> float:
+        """Of the middle block."""
+        return median(b - a for a, b in itertools.pairwise(self._times)) / BLOCK
+
+    def after(self, step: int) -> None:
+        """Note that so many steps have been done."""
+        if FIRST <= step <= LAST and (step - FIRST) % BLOCK == 0:
+            synchronise()
+            self._times.append(time.perf_counter())
+        if step == LAST + 1:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device().type == "cuda" else [])]
             self._profile = profile(activities=activities)
             self._profile.start()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Read the time, and end the profile."""
-        if trainer.global_step == FIRST:
-            synchronise()
-            self._started = time.perf_counter()
-        if trainer.global_step == LAST:
-            synchronise()
-            self.seconds_per_step = (time.perf_counter() - self._started) / (LAST - FIRST)
-        if trainer.global_step == LAST + 1 + PROFILED:
+        if step == LAST + 1 + PROFILED:
             self._profile.stop()
             counts = {event.key: event.count for event in self._profile.key_averages()}
             self.waits = {name: counts.get(name, 0) for name in WAITS}
 
 
-def bare(step: TrainingStep, stream: TokenStream) -> float:
-    """Seconds a step of a plain loop."""
+class Probe(Callback):
+    """Meter a fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meter = Meter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step."""
+        self.meter.after(trainer.global_step)
+
+
+def bare(step: TrainingStep, stream: TokenStream) -> Meter:
+    """Meter a plain loop."""
     loader = SpanLoader(
         stream,
         position=0,
@@ -83,18 +94,15 @@ def bare(step: TrainingStep, stream: TokenStream) -> float:
         seq_len=step.seq_len,
         pin_memory=device().type == "cuda",
     )
-    started = 0.0
-    for number, (input_ids, target_ids) in enumerate(itertools.islice(loader, LAST + 1)):
-        if number == FIRST + 1:
-            synchronise()
-            started = time.perf_counter()
-        step.input_ids, step.target_ids = (ids.to(device(), non_blocking=True) for ids in (input_ids, target_ids))
+    meter = Meter()
+    for number, batch in enumerate(itertools.islice(loader, LAST + 1 + PROFILED)):
+        step.input_ids, step.target_ids = (ids.to(device(), non_blocking=True) for ids in batch)
         step()
-    synchronise()
-    return (time.perf_counter() - started) / (LAST - FIRST)
+        meter.after(number + 1)
+    return meter
 
 
-def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Probe:
+def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter:
     """A fit of the record's configuration with this network and batch."""
     overlay = "configs/one_gpu.yaml" if device().type == "cuda" else "configs/cpu.yaml"
     settings = {
@@ -117,7 +125,7 @@ def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Probe
     arguments = ["fit", "--config", "configs/record_10l.yaml", "--config", overlay]
     for name, value in settings.items():
         arguments += [f"--{name}", str(value)]
-    return find(cli.main([*arguments, f"--trainer.callbacks+={Probe.__module__}.Probe"]).trainer, Probe)
+    return find(cli.main([*arguments, f"--trainer.callbacks+={Probe.__module__}.Probe"]).trainer, Probe).meter
 
 
 def main() -> None:
@@ -125,36 +133,39 @@ def main() -> None:
     if device().type == "cuda":
         config, num_sequences, seq_len = GPTConfig(), 48, 2048
     else:
-        config, num_sequences, seq_len = GPTConfig(num_layers=2, model_dim=128, num_heads=2, num_kv_heads=1), 2, 256
+        config, num_sequences, seq_len = GPTConfig(num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1), 1, 128
     build_corpus(DATA)
     stream = TokenStream(find_shards(DATA, "train"), config.vocab_size)
     network = random_network(config)
     network.compile(dynamic=False, fullgraph=True)
     step = TrainingStep(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
-    before = bare(step, stream)
+    loops = [bare(step, stream)]
     with tempfile.TemporaryDirectory() as runs:
-        probe = fit(config, num_sequences, seq_len, runs)
-    loops = (before, bare(step, stream))
-    extra = probe.seconds_per_step - sum(loops) / 2
+        fitted = fit(config, num_sequences, seq_len, runs)
+    loops.append(bare(step, stream))
+    extra = fitted.seconds_per_step - mean(loop.seconds_per_step for loop in loops)
     print(f"{config.num_layers} layers of width {config.model_dim}, {step.num_tokens:,} tokens a step, {device_name()}")
     rows = [
-        ("bare loop, before and after", " ".join(f"{1000 * seconds:.2f}" for seconds in loops)),
-        ("fit", f"{1000 * probe.seconds_per_step:.2f}"),
+        ("bare loop, before", f"{1000 * loops[0].seconds_per_step:.2f}"),
+        ("fit", f"{1000 * fitted.seconds_per_step:.2f}"),
+        ("bare loop, after", f"{1000 * loops[1].seconds_per_step:.2f}"),
         ("fit adds", f"{1000 * extra:.2f}"),
         (f"that is, of a step of {1000 * RECORD_STEP_SECONDS:.0f} ms", f"{extra / RECORD_STEP_SECONDS:.1%}"),
     ]
     print(table(("a step", "ms"), rows))
-    print(table((f"waits in {PROFILED} steady steps", "calls"), list(probe.waits.items())))
+    waits = [(name, loops[0].waits[name], fitted.waits[name]) for name in WAITS]
+    print(table((f"waits in {PROFILED} steady steps", "bare", "fit"), waits))
     save(
         "overhead",
         {
             "num_layers": config.num_layers,
             "model_dim": config.model_dim,
             "step_tokens": step.num_tokens,
-            "bare_seconds": loops,
-            "fit_seconds": probe.seconds_per_step,
+            "bare_seconds": [loop.seconds_per_step for loop in loops],
+            "fit_seconds": fitted.seconds_per_step,
             "of_record_step": extra / RECORD_STEP_SECONDS,
-            "waits_in_steady_steps": {"steps": PROFILED, **probe.waits},
+            "steady_steps": PROFILED,
+            "waits": {"bare": loops[0].waits, "fit": fitted.waits},
         },
     )
 
