@@ -86,7 +86,7 @@ def main() -> None:
         long_tokens = num_tokens
     else:
         base = GPTConfig(num_layers=4, model_dim=128, num_heads=2, num_kv_heads=1)
-        num_tokens, long_tokens, seq_len, window, text = 1024, 8192, 512, 256, 1024
+        num_tokens, long_tokens, seq_len, window, text = 1024, 8192, 512, 512, 1024
     parts = {}
     rates = {n: tokens_per_second(base, long_tokens, n) for n in SEQ_LENS}
     parts["sequence length"] = {str(n): rate for n, rate in rates.items()}

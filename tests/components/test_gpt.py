@@ -163,6 +163,23 @@ def test_bfloat16_autocast_keeps_the_loss_and_the_float32_weights() -> None:
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
+@needs_compiler
+def test_compiled_in_bfloat16_no_float32_logits_are_kept_for_the_backward_pass() -> None:
+    network, ids, targets = tiny_network(), random_ids(2, 32), random_ids(2, 32, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = network(ids, targets).mean()
+    network.compile(dynamic=False, fullgraph=True)
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t.dtype, t.shape)) or t, lambda t: t),
+    ):
+        compiled = network(ids, targets).mean()
+    assert compiled.item() == pytest.approx(eager.item(), abs=5e-3)
+    logits = [dtype for dtype, shape in kept if shape.numel() == targets.numel() * network.config.vocab_size]
+    assert logits == [torch.bfloat16]
+
+
 def test_fake_quantisation_leaves_alone_what_export_keeps_in_float16() -> None:
     network = tiny_network(model_dim=320, num_heads=5, num_kv_heads=5)
     network.enable_fake_quantisation(keep_last_k_fp16=1)
