@@ -165,7 +165,7 @@ def test_bfloat16_autocast_keeps_the_loss_and_the_float32_weights() -> None:
 
 @needs_compiler
 def test_compiled_in_bfloat16_no_float32_logits_are_kept_for_the_backward_pass() -> None:
-    network, ids, targets = tiny_network(), random_ids(2, 32), random_ids(2, 32, seed=1)
+    network, ids, targets = tiny_network(), random_ids(2, 48), random_ids(2, 48, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
         eager = network(ids, targets).mean()
     network.compile(dynamic=False, fullgraph=True)
