@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.gpt import GPT, GPTConfig
-from components.optimizer import OptimizerConfig, build_optimizer
+from components.gpt import GPT, GPTConfig, Linear
 
 RESULTS = Path(__file__).parent / "results"
-MIN_MATRIX = 16  # a 2-D parameter with a side under this is a stack of vectors
 PACKAGES = ("torch", "lightning", "numpy", "sentencepiece", "zstandard")
 
 
@@ -70,16 +68,12 @@ def matrix_rate() -> float:
 def products_per_token(config: GPTConfig, seq_len: int) -> float:
     """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3."""
     with torch.device("meta"):
-        matrices = [
-            p for group in build_optimizer(GPT(config), OptimizerConfig()).param_groups for p in group["params"]
-        ]
-    in_linear = sum(p.numel() for p in matrices if p.ndim == 2 and min(p.shape) >= MIN_MATRIX)
-    # The bigram table is looked up, not multiplied by; so is a token table that is not the head too.
-    looked_up = config.bigram_vocab_size * config.bigram_dim
-    if not config.tie_embeddings:
-        looked_up += config.vocab_size * config.model_dim
+        network = GPT(config)
+    in_linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, Linear))
+    if config.tie_embeddings:
+        in_linear += network.tok_emb.weight.numel()  # the head; the tables themselves are looked up, not multiplied by
     attention = 2 * config.num_layers * seq_len * config.model_dim  # queries with keys and values, half of the square
-    return 2 * (in_linear - looked_up) + attention
+    return 2 * in_linear + attention
 
 
 def random_network(config: GPTConfig) -> GPT:

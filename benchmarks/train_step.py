@@ -135,7 +135,6 @@ def attention_backends(config: GPTConfig, num_sequences: int, seq_len: int) -> d
 
 def measure(config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, Any]:
     """Time the ways, and look into the record's."""
-    torch._dynamo.config.optimize_ddp = False
 
     def way(compiled: bool, batched: bool) -> TrainingStep:
         network = random_network(config)
