@@ -23,7 +23,7 @@ $(READY): requirements.txt
 
 setup: $(READY) ## make the virtual environment and install the exact versions of requirements.txt
 
-demo: $(READY) ## train, quantise, export and score the recipe at a small scale (under 5 minutes on 2 cores)
+demo: $(READY) ## train, quantize, export and score the recipe at a small scale (under 5 minutes on 2 cores)
 	@$(BIN)/python demo.py
 
 demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audited, the script run alone

@@ -34,7 +34,7 @@ from lightning_modules.gpt import GPTModule
 
 
 class GolfCLI(LightningCLI):
-    """``fit`` and ``validate``, each behaviour of a run a section of its own."""
+    """``fit`` and ``validate``, each behavior of a run a section of its own."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -40,10 +40,10 @@ def device_name() -> str:
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the device's work included."""
-    synchronise()
+    synchronize()
     start = time.perf_counter()
     work()
-    synchronise()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -157,7 +157,7 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -15,7 +15,7 @@ from components.public_artifact import write_public_artifact
 
 
 def main() -> None:
-    """Time quantising, writing and reading; count the bytes."""
+    """Time quantizing, writing and reading; count the bytes."""
     config = GPTConfig()
     network = random_network(config)
     with torch.no_grad():  # rows of different sizes, as training leaves them
@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, public = Path(folder) / "model.golf", Path(folder) / "model.int5int6.ptz"
         stored = {}
-        times["quantise"] = seconds(lambda: stored.update(store_state(state, config.num_layers)))
+        times["quantize"] = seconds(lambda: stored.update(store_state(state, config.num_layers)))
         times["write"] = seconds(lambda: write_artifact(path, dataclasses.asdict(config), stored))
         times["read"] = seconds(lambda: load_state(read_artifact(path).tensors))
         times["write the public layout"] = seconds(lambda: write_public_artifact(public, stored))

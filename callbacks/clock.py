@@ -122,11 +122,11 @@ class Clock(Callback):
         return reading.item()
 
     def _resume(self, trainer: Trainer) -> None:
-        _synchronise(trainer)
+        _synchronize(trainer)
         self._elapsed_at_start, self._started = self.elapsed, time.perf_counter()
 
     def _pause(self, trainer: Trainer) -> None:
-        _synchronise(trainer)
+        _synchronize(trainer)
         self.elapsed = self._agree(self._read())
         self._started = None
 
@@ -145,6 +145,6 @@ class Clock(Callback):
             trainer.should_stop = True
 
 
-def _synchronise(trainer: Trainer) -> None:
+def _synchronize(trainer: Trainer) -> None:
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize(trainer.strategy.root_device)

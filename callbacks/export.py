@@ -26,7 +26,7 @@ from components.artifact import (
 )
 from components.errors import UserError
 from components.gpt import GPTConfig
-from components.quantisation import StoredTensor
+from components.quantization import StoredTensor
 from components.scoring import Score, score
 from components.weight_coding import coded_sizes
 
@@ -36,10 +36,10 @@ SOURCES = ("cli.py", "callbacks", "components", "datamodules", "lightning_module
 class Export(Callback):
     """Score the float weights, write them as an artifact, read the file back, and score what it holds.
 
-    The second score is the run's result. The network has its float weights again afterwards.
+    The second score is the run's result. The network has its float weights again afterward.
 
     Args:
-        keep_last_k_fp16: Key projections of so many last blocks are stored in float16 and never quantised.
+        keep_last_k_fp16: Key projections of so many last blocks are stored in float16 and never quantized.
         filename: The artifact's name in the run's log folder.
     """
 
@@ -147,7 +147,7 @@ def sizes(bytes_model: int) -> dict[str, int]:
 
 
 def _log_tensors(trainer: Trainer, state: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
-    """Show each tensor's type, size and relative quantisation error in TensorBoard, as numbers and as a table."""
+    """Show each tensor's type, size and relative quantization error in TensorBoard, as numbers and as a table."""
     rows = [
         "| tensor | type | values | bytes in the file | relative error |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -155,7 +155,7 @@ def _log_tensors(trainer: Trainer, state: dict[str, Tensor], stored: dict[str, S
     metrics = {}
     for (name, tensor), num_bytes in zip(stored.items(), coded_sizes(list(stored.values())), strict=True):
         weight = state[name].float()
-        error = ((tensor.dequantise().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+        error = ((tensor.dequantize().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
         metrics[f"export_error/{name}"] = error
         metrics[f"export_bytes/{name}"] = num_bytes
         rows.append(f"| {name} | {tensor.storage} | {weight.numel():,} | {num_bytes:,.0f} | {error:.2e} |")

@@ -1,4 +1,4 @@
-"""Late quantisation-aware training: the last stretch of a run trains with the weights as export will store them."""
+"""Late quantization-aware training: the last stretch of a run trains with the weights as export will store them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from components.errors import UserError
 
 
 class LateQAT(Callback):
-    """Switch the network's matrices to fake quantisation once the run has spent a share of its budget.
+    """Switch the network's matrices to fake quantization once the run has spent a share of its budget.
 
     Validation during the run sees the float weights, as before the switch, so that the curve stays comparable.
 
     Args:
         start_fraction: Share of the budget (seconds, or steps where seconds are not limited) after which forward
-            passes see quantised weights; 1 for never.
+            passes see quantized weights; 1 for never.
         keep_last_k_fp16: Key projections of so many last blocks stay float, as export keeps them in float16.
     """
 
@@ -39,7 +39,7 @@ class LateQAT(Callback):
         return self.start_step is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantisation where a resumed run had switched."""
+        """Go on under quantization where a resumed run had switched."""
         if self.active:
             self._enable(pl_module)
 
@@ -54,16 +54,16 @@ class LateQAT(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show validation the float weights."""
-        network_of(pl_module).disable_fake_quantisation()
+        network_of(pl_module).disable_fake_quantization()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantisation."""
+        """Go on under quantization."""
         if self.active and not trainer.sanity_checking:
             self._enable(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the float weights to whoever reads the network next."""
-        network_of(pl_module).disable_fake_quantisation()
+        network_of(pl_module).disable_fake_quantization()
 
     def state_dict(self) -> dict[str, Any]:
         """When the run switched."""
@@ -91,4 +91,4 @@ class LateQAT(Callback):
         return []
 
     def _enable(self, pl_module: LightningModule) -> None:
-        network_of(pl_module).enable_fake_quantisation(self.keep_last_k_fp16)
+        network_of(pl_module).enable_fake_quantization(self.keep_last_k_fp16)

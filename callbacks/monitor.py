@@ -68,7 +68,7 @@ class Monitor(Callback):
             _mark(
                 trainer,
                 "late QAT",
-                f"fake quantisation from step {late_qat.start_step}, {late_qat.start_seconds:.1f} s",
+                f"fake quantization from step {late_qat.start_step}, {late_qat.start_seconds:.1f} s",
             )
         if averaging.last_snapshot_step == trainer.global_step:
             _mark(trainer, "snapshot", f"snapshot {averaging.num_snapshots} at step {trainer.global_step}")

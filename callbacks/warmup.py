@@ -14,13 +14,13 @@ from components.errors import UserError
 
 
 class CompileWarmup(Callback):
-    """Run whole training steps on made-up ids, plain and under fake quantisation, and scoring batches.
+    """Run whole training steps on made-up ids, plain and under fake quantization, and scoring batches.
 
-    Afterwards weights and optimizer state are what they were, no token of the stream has been read, and a graph that
+    Afterward weights and optimizer state are what they were, no token of the stream has been read, and a graph that
     would still have to be compiled during the run is an error, not a stall.
 
     Args:
-        steps: Optimizer steps of warm-up, half of them plain and half under fake quantisation; 0 for none.
+        steps: Optimizer steps of warm-up, half of them plain and half under fake quantization; 0 for none.
     """
 
     def __init__(self, steps: int = 20) -> None:
@@ -41,13 +41,13 @@ class CompileWarmup(Callback):
         batch = data_of(trainer).example_batch(pl_module.device)
         for step in range(self.steps):
             if step == self.steps // 2:
-                network_of(pl_module).enable_fake_quantisation(late_qat.keep_last_k_fp16)
+                network_of(pl_module).enable_fake_quantization(late_qat.keep_last_k_fp16)
             loss = trainer.strategy.training_step(batch, 0)
             assert isinstance(loss, torch.Tensor)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        network_of(pl_module).disable_fake_quantisation()
+        network_of(pl_module).disable_fake_quantization()
         self._warm_scoring(trainer, pl_module)
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved_parameters)

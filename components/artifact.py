@@ -40,7 +40,7 @@ from torch import Tensor
 
 from components.errors import UserError
 from components.files import write_whole
-from components.quantisation import Storage, StoredTensor, quantise, storage_of
+from components.quantization import Storage, StoredTensor, quantize, storage_of
 from components.rans import CorruptStreamError
 from components.weight_coding import TensorForm, decode_tensors, encode_tensors, model_bytes
 
@@ -113,7 +113,7 @@ def store_state(state: Mapping[str, Tensor], num_layers: int, keep_last_k_fp16: 
     for name, weight in state.items():
         assert weight.is_floating_point(), f"{name} is {weight.dtype}"
         storage = storage_of(name, weight.shape, num_layers, keep_last_k_fp16)
-        stored[name] = quantise(weight.cpu(), storage)
+        stored[name] = quantize(weight.cpu(), storage)
         if not stored[name].is_sound():
             raise UserError(
                 f"{name} holds values that are not finite or too large for float16, so it cannot be exported; "
@@ -124,7 +124,7 @@ def store_state(state: Mapping[str, Tensor], num_layers: int, keep_last_k_fp16: 
 
 def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """The float32 weights that stored tensors stand for, by name."""
-    return {name: tensor.dequantise() for name, tensor in tensors.items()}
+    return {name: tensor.dequantize() for name, tensor in tensors.items()}
 
 
 def write_artifact(path: Path | str, settings: Mapping[str, Setting], tensors: Mapping[str, StoredTensor]) -> int:

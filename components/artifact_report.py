@@ -10,7 +10,7 @@ from pathlib import Path
 from components.artifact import MAX_BYTES, Artifact, read_user_file
 from components.errors import UserError
 from components.public_artifact import read_any_artifact, write_public_artifact
-from components.quantisation import StoredTensor
+from components.quantization import StoredTensor
 from components.weight_coding import coded_sizes
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import UserError
-from components.quantisation import Storage, fake_quantise, storage_of
+from components.quantization import Storage, fake_quantize, storage_of
 
 BOS_ID = 1  # the published tokenizer's begin-of-document piece
 RMS_EPS = torch.finfo(torch.float32).eps  # named, because torch's default follows the input's dtype on some versions
-MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialisation
+MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialization
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias, its float32 weight cast to the input's dtype and fake-quantised on demand."""
+    """A linear layer without bias, its float32 weight cast to the input's dtype and fake-quantized on demand."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -112,7 +112,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        weight = fake_quantise(self.weight, self.fake_storage)
+        weight = fake_quantize(self.weight, self.fake_storage)
         return F.linear(x, weight.to(x.dtype))
 
 
@@ -274,9 +274,9 @@ class GPT(nn.Module):
         self.skip_weights = nn.Parameter(torch.ones(self.num_skips, config.model_dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         if self.lm_head is None:
             nn.init.normal_(self.tok_emb.weight, std=self.config.tied_embed_init_std)
         else:
@@ -287,7 +287,7 @@ class GPT(nn.Module):
                 if name.endswith("proj.weight"):
                     p.mul_(gain)
 
-    def enable_fake_quantisation(self, keep_last_k_fp16: int) -> None:
+    def enable_fake_quantization(self, keep_last_k_fp16: int) -> None:
         """Let forward passes see MLP and attention matrices as export will store them, with straight-through gradients.
 
         Args:
@@ -300,7 +300,7 @@ class GPT(nn.Module):
                 )
                 module.fake_storage = storage if storage in (Storage.INT5, Storage.INT6) else Storage.FLOAT16
 
-    def disable_fake_quantisation(self) -> None:
+    def disable_fake_quantization(self) -> None:
         """Let forward passes see the weights themselves again."""
         for module in self.modules():
             if isinstance(module, Linear):

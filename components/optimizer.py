@@ -22,7 +22,7 @@ class OptimizerConfig:
         matrix_lr: Muon's learning rate for block matrices and the bigram projection.
         matrix_momentum: Muon's momentum before any schedule sets it.
         matrix_weight_decay: Muon's decoupled weight decay, times its learning rate each step.
-        newton_schulz_steps: Iterations of Muon's orthogonalisation.
+        newton_schulz_steps: Iterations of Muon's orthogonalization.
         table_lr: AdamW's learning rate for the token and bigram tables of a network with tied embeddings.
         untied_table_lr: The same for a network whose embeddings are not tied.
         head_lr: Adam's learning rate for an untied output head.

@@ -24,7 +24,7 @@ from components.artifact import (
     write_user_file,
 )
 from components.errors import UserError
-from components.quantisation import LARGEST_FLOAT16_TENSOR, Storage, StoredTensor
+from components.quantization import LARGEST_FLOAT16_TENSOR, Storage, StoredTensor
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_LEVEL = 22

@@ -123,7 +123,7 @@ def submission(
         "github_id": credits.github_id,
         "name": credits.name or f"{sizes}, int5 MLP, SmearGate, BigramHash, late QAT",
         "blurb": credits.blurb
-        or f"{sizes}, {model['vocab_size']} pieces, {summary['num_params']:,} parameters; quantisation-aware training "
+        or f"{sizes}, {model['vocab_size']} pieces, {summary['num_params']:,} parameters; quantization-aware training "
         f"from {settings['late_qat']['start_fraction']:.0%} of the run, snapshots averaged, int5 MLP and int6 "
         "attention matrices, sliding-window scoring of the exported file.",
         "date": credits.date,
@@ -186,10 +186,10 @@ seed{"s" if losses.count > 1 else ""}{spread}. By {facts["author"]} ({facts["git
 {facts["num_params"]:,} parameters.
 - Training: {settings["data"]["train_batch_tokens"]:,} tokens a step in sequences of \
 {settings["data"]["train_seq_len"]:,}, Muon for matrices and AdamW for the rest, rates warmed down over the last \
-{settings["schedule"]["warmdown_steps"]} steps' time, fake quantisation from \
+{settings["schedule"]["warmdown_steps"]} steps' time, fake quantization from \
 {settings["late_qat"]["start_fraction"]:.0%} of the run on.
 - Export: the mean of the snapshots, MLP matrices int5 and attention matrices int6 with a float16 scale a row, \
-entropy-coded. Late QAT and export share one quantiser.
+entropy-coded. Late QAT and export share one quantizer.
 - Score: of the exported file, read back; windows of {scoring["seq_len"]:,} every {scoring["stride"]:,} tokens, each \
 of the {summary["tokens_scored"]:,} targets once; total nats / ln 2 / {summary["bytes_scored"]:,} bytes of text.
 

@@ -35,7 +35,7 @@ MAX_CODE_BYTES = 56_721
 
 READABLE_FIRST = (
     "components/gpt.py",
-    "components/quantisation.py",
+    "components/quantization.py",
     "callbacks/late_qat.py",
     "callbacks/averaging.py",
     "components/muon.py",

@@ -13,7 +13,7 @@ from cli import main
 from components.artifact import read_artifact, write_artifact
 from components.gpt import GPT
 from components.public_artifact import write_public_artifact
-from components.quantisation import quantise, storage_of
+from components.quantization import quantize, storage_of
 from tests.support import ROOT, TINY, fit_arguments, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning opens before it asks for the data; none of it is a result.
@@ -175,7 +175,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stored(network: GPT) -> dict[str, Any]:
     layers = network.config.num_layers
-    return {name: quantise(w, storage_of(name, w.shape, layers)) for name, w in network.state_dict().items()}
+    return {name: quantize(w, storage_of(name, w.shape, layers)) for name, w in network.state_dict().items()}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""How a weight is stored, and the one quantiser that late QAT and export share.
+"""How a weight is stored, and the one quantizer that late QAT and export share.
 
-A quantised matrix is int8 codes with one float16 scale a row; its value is ``code * scale``. The product of a code (at
-most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantised weight is the same on every device.
+A quantized matrix is int8 codes with one float16 scale a row; its value is ``code * scale``. The product of a code (at
+most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantized weight is the same on every device.
 
 Every step here has one result whatever runs it: eager or compiled, CPU or CUDA. Three things would break that, and
 shape the arithmetic below. Compiled CUDA code divides float32 approximately; eager CUDA divides by a Python number by
@@ -32,7 +32,7 @@ _SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
 
 
 class Storage(StrEnum):
-    """How the artifact stores a tensor: quantised per output row, or as float16."""
+    """How the artifact stores a tensor: quantized per output row, or as float16."""
 
     INT5 = "int5"
     INT6 = "int6"
@@ -49,8 +49,8 @@ class StoredTensor:
 
     Attributes:
         storage: how its values are written.
-        values: the int8 codes [rows, cols] of a quantised matrix, or the float16 values of any shape.
-        scales: float16 [rows] of a quantised matrix, else None.
+        values: the int8 codes [rows, cols] of a quantized matrix, or the float16 values of any shape.
+        scales: float16 [rows] of a quantized matrix, else None.
     """
 
     storage: Storage
@@ -75,7 +75,7 @@ class StoredTensor:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def is_sound(self) -> bool:
-        """Whether every number is finite and every code one that `quantise` may give."""
+        """Whether every number is finite and every code one that `quantize` may give."""
         floats = self.values if self.scales is None else self.scales
         if not floats.isfinite().all():
             return False
@@ -85,11 +85,11 @@ class StoredTensor:
         smallest = -largest if self.storage is Storage.INT8 else -largest - 1
         return bool(smallest <= self.values.min() and self.values.max() <= largest)
 
-    def dequantise(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The float32 tensor that these values stand for."""
         if self.scales is None:
             return self.values.float()
-        return _dequantise(self.values, self.scales.float())
+        return _dequantize(self.values, self.scales.float())
 
 
 def storage_of(name: str, shape: Sequence[int], num_layers: int, keep_last_k_fp16: int = 1) -> Storage:
@@ -113,8 +113,8 @@ def storage_of(name: str, shape: Sequence[int], num_layers: int, keep_last_k_fp1
     return Storage.INT8 if len(shape) == 2 else Storage.FLOAT16
 
 
-def quantise(weight: Tensor, storage: Storage) -> StoredTensor:
-    """Store `weight`, per output row where `storage` is quantised.
+def quantize(weight: Tensor, storage: Storage) -> StoredTensor:
+    """Store `weight`, per output row where `storage` is quantized.
 
     int5 and int6: ``scale = float16(max|row| / c)``, ``code = clamp(round(row / scale), -(c + 1), c)`` with c = 15 or
     31. int8: the row is clipped at its `INT8_PERCENTILE`, ``scale = max(clip, 1) / 127``, codes by the float32 scale,
@@ -133,7 +133,7 @@ def quantise(weight: Tensor, storage: Storage) -> StoredTensor:
     return StoredTensor(storage, codes, scales.to(torch.float16))
 
 
-def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
+def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
     """The float32 value that export would give `weight`, bit for bit, with the gradient passed straight through.
 
     Float16 storage leaves the weight untouched. Source of the estimator: Bengio, Leonard and Courville (2013),
@@ -145,9 +145,9 @@ def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
     """
     if storage is Storage.FLOAT16:
         return weight
-    dequantised = _dequantise(*_codes_and_scales(weight.detach(), storage))
+    dequantized = _dequantize(*_codes_and_scales(weight.detach(), storage))
     # The bracket is exactly zero, and carries the gradient.
-    return dequantised + (weight - weight.detach())
+    return dequantized + (weight - weight.detach())
 
 
 def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]
     return _codes(weight, scales, -largest - 1, largest), scales
 
 
-def _dequantise(codes: Tensor, scales: Tensor) -> Tensor:
+def _dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.float() * scales[:, None]
 
 
