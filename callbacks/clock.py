@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import ends_step
+from callbacks.common import Reporter, Stage, ends_step
 from components.errors import UserError
 
 RECENT_STEPS = 5  # whose longest stands for the next one: few, so that one hiccup does not end the run early
 
 
-class Clock(Callback):
+class Clock(Reporter):
     """Measure training time, the same on every rank, and stop before the step that would overrun the budget.
 
     The clock starts when training does, so after whatever an earlier callback's ``on_train_start`` compiled, and
@@ -28,6 +28,8 @@ class Clock(Callback):
     Args:
         max_seconds: Budget of training time, in seconds; 0 for none, and then trainer.max_steps ends the run.
     """
+
+    stage = Stage.CLOCK
 
     def __init__(self, max_seconds: float = 600.0) -> None:
         super().__init__()
@@ -58,10 +60,6 @@ class Clock(Callback):
         if not self.max_seconds and trainer.max_steps < 0:
             raise UserError("The run has no end: set clock.max_seconds or trainer.max_steps.")
         if dist.is_initialized():
-            # Before each micro-batch Lightning has every rank ask rank 0 whether it was told to terminate, and waits
-            # for the device to hear it (https://github.com/Lightning-AI/pytorch-lightning/issues/21487). A rank that
-            # is told still ends by itself.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             self._group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,6 +101,10 @@ class Clock(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's elapsed time."""
         self.elapsed = state_dict["elapsed"]
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Seconds of training so far."""
+        return {"elapsed_seconds": self.elapsed}
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """What the run summary says of time."""

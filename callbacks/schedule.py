@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.clock import Clock
-from callbacks.common import find, starts_step
+from callbacks.common import Reporter, Stage, announce, find, starts_step
 from components.errors import UserError
 
 
-class Schedule(Callback):
+class Schedule(Reporter):
     """Set every learning rate and Muon's momentum before each optimizer step.
 
     Learning rates are their initial ones times a multiplier: 1, then down to 0 in a straight line over the last
@@ -23,6 +23,8 @@ class Schedule(Callback):
         momentum_end: Muon's momentum once warmed up.
         momentum_warmup_steps: Steps over which momentum moves from one to the other, in a straight line.
     """
+
+    stage = Stage.SCHEDULE
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Schedule(Callback):
         self.multiplier = self._multiplier(trainer)
         if self.multiplier < 1 and self.warmdown_start_step is None:
             self.warmdown_start_step = trainer.global_step
+            announce(trainer, "warm-down", f"warm-down from step {trainer.global_step}")
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] * self.multiplier
             if "momentum" in group:
@@ -66,12 +69,23 @@ class Schedule(Callback):
         """What the run summary says of the schedule."""
         return {"warmdown_start_step": self.warmdown_start_step, "final_lr_multiplier": self.multiplier}
 
+    def phase(self, trainer: Trainer) -> str | None:
+        """Whether the learning rate is still what it was."""
+        return "warm-down" if self.multiplier < 1 else "constant rate"
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Each group's learning rate, and Muon's momentum."""
+        groups = trainer.optimizers[0].param_groups
+        rates = {f"lr/{group['name']}": group["lr"] for group in groups}
+        [momentum] = {group["momentum"] for group in groups if "momentum" in group}
+        return {**rates, "momentum": momentum}
+
     def missed(self, trainer: Trainer) -> list[str]:
         """Phases that this run was too short for."""
         if self.warmdown_steps and self.warmdown_start_step is None:
             return [
-                f"the learning rate never warmed down: {self.warmdown_steps} steps of warm-down did not come into the "
-                f"run's {trainer.global_step} steps"
+                f"the learning rate never warmed down: the {self.warmdown_steps} steps of warm-down at the end of the "
+                f"budget did not begin within the run's {trainer.global_step} steps"
             ]
         # The clock stands at 0 before the first step, whatever the budget: the second is the first to be judged.
         if self.warmdown_start_step is not None and self.warmdown_start_step <= 1:

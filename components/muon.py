@@ -94,8 +94,8 @@ class Muon(Optimizer):
     Args:
         params: Matrices, or groups of them.
         lr: Step size, in units of the orthogonalized update.
-        momentum: Share of the buffer kept each step.
         weight_decay: Share of the weight removed each step, times lr.
+        momentum: Share of the buffer kept each step.
         newton_schulz_steps: Iterations of the orthogonalization.
     """
 
@@ -103,8 +103,8 @@ class Muon(Optimizer):
         self,
         params: Iterable[Any],
         lr: float,
-        momentum: float,
         weight_decay: float,
+        momentum: float = 0.95,
         newton_schulz_steps: int = 5,
     ) -> None:
         defaults = {

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 
 from components.artifact import MAX_BYTES
+from components.command import run_command
 from components.errors import UserError
 from components.gpt import GPTConfig
 from components.scoring import Windows
-from datamodules.command import run_command
 from datamodules.shards import find_shards, open_shard
 from records.baseline import baseline_losses
 from records.runs import SUMMARY_NAME

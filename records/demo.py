@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from datamodules.command import run_command
+from components.command import run_command
 from datamodules.corpus import build_corpus
 from records import audit, pack, sweep
 

@@ -25,8 +25,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
 
 from components.artifact import MAX_BYTES
+from components.command import run_command
 from components.errors import UserError
-from datamodules.command import run_command
 from records.baseline import baseline_losses
 from records.runs import SUMMARY_NAME, Run, open_run, read_json
 from records.script import Script, build_script, clear_settings
@@ -87,7 +87,7 @@ def pack(runs: Sequence[Run], out: Path, credits: Credits, baseline: Sequence[fl
         raise UserError(f"{out} exists already; remove it or choose another --out.")
     runs = sorted(runs, key=lambda run: run.seed)
     settings = _common_settings(runs)
-    script = build_script(runs[0].config)
+    script = build_script(runs[0].config.read_text(), max(run.artifact.stat().st_size for run in runs))
     facts = submission(runs, script.num_bytes, credits, settings, baseline)
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.command import run_command
 from components.errors import UserError
 from components.files import write_whole
-from datamodules.command import run_command
 from records.baseline import baseline_losses
 from records.curves import draw_curves
 from records.runs import LOG_NAME, SUMMARY_NAME, newest_finished, open_run, read_json
