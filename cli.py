@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from callbacks.averaging import Averaging
 from callbacks.clock import Clock
-from callbacks.common import find, in_order, stage_of
+from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
@@ -121,7 +122,7 @@ class GolfCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse what cannot be scored or trained on before its settings are read."""
-        _import_named_classes(sys.argv[1:] if args is None else [str(word) for word in args])
+        _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
@@ -161,9 +162,9 @@ class GolfCLI(LightningCLI):
             added.append(BudgetProgressBar(refresh_rate=5))
         self.trainer_defaults["callbacks"] = [*added, RunLog(), RunSummary()]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks = in_order(trainer.callbacks)
-        stages = [stage_of(callback) for callback in trainer.callbacks]
-        assert stages == sorted(stages)
+        callbacks = in_order(callbacks_of(trainer))
+        assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
+        callbacks_of(trainer)[:] = callbacks
         return trainer
 
     def before_fit(self) -> None:

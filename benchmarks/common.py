@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.gpt import GPT, GPTConfig, Linear
+from components.gpt import GPT, GPTConfig
+from components.layers import Linear
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "numpy", "sentencepiece", "zstandard")

@@ -17,7 +17,8 @@ from benchmarks.common import TrainingStep, device, device_name, in_turn, random
 from components.byte_counts import ByteTable
 from components.gpt import GPTConfig
 from components.optimizer import OptimizerConfig, build_optimizer
-from components.scoring import WindowLoader, score
+from components.scorer import SlidingWindows
+from components.scoring import WindowLoader
 
 README = Path(__file__).parents[1] / "README.md"
 SEQ_LENS = (512, 1024, 2048, 4096, 8192)
@@ -54,15 +55,15 @@ def scoring_seconds(config: GPTConfig, seq_len: int, cases: list[tuple[int, int]
             byte_table,
             seq_len=seq_len,
             stride=stride,
-            batch_windows=64 if cuda else 16,
+            windows_per_batch=64 if cuda else 16,
             device=device(),
         )
 
     times = []
     for length, stride in cases:
-        work = functools.partial(score, network, batches(length, stride))
+        work = functools.partial(SlidingWindows().score, network, batches(length, stride))
         with torch.autocast(device().type, torch.bfloat16, enabled=cuda):
-            score(network, batches(seq_len + 65, stride))  # both shapes of batch, warm
+            SlidingWindows().score(network, batches(seq_len + 65, stride))  # both shapes of batch, warm
             times.append(seconds(work))
     return times
 

@@ -116,7 +116,6 @@ def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter
         "data.train_seq_len": seq_len,
         "data.train_micro_batches": 1,
         "scoring.seq_len": 256,
-        "scoring.fit_stride": 256,
         "scoring.max_tokens": 2048,
         "trainer.max_steps": LAST + PROFILED + 2,
         "trainer.default_root_dir": runs,

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import TrainingStep, device, device_name, in_turn, random_network, save, seconds, table
-from components.gpt import GPT, GPTConfig, Linear
+from components.gpt import GPT, GPTConfig
+from components.layers import Linear, seen_weight
 from components.optimizer import OptimizerConfig, build_optimizer
-from components.quantization import fake_quantize
+from components.quantization import Nearest, fake_quantize
+from components.storage import RECIPE, keep_last_keys
 
-KEEP_LAST_K_FP16 = 1
+RULES = (*keep_last_keys(1), *RECIPE)
 
 
 class FlaggedLinear(Linear):
@@ -30,7 +32,7 @@ class FlaggedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        weight = torch.where(self.flag, fake_quantize(self.weight, self.fake_storage), self.weight)
+        weight = torch.where(self.flag, seen_weight(self), self.weight)
         return F.linear(x, weight.to(x.dtype))
 
 
@@ -40,7 +42,7 @@ class Switchable(TrainingStep):
     def switch(self, on: bool) -> None:
         """Train under fake quantization from now on, or no more."""
         if on:
-            self.network.enable_fake_quantization(KEEP_LAST_K_FP16)
+            self.network.enable_fake_quantization(RULES, Nearest())
         else:
             self.network.disable_fake_quantization()
 
@@ -50,7 +52,7 @@ class Flagged(TrainingStep):
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
         self.flag = torch.zeros((), dtype=torch.bool, device=device())
-        network.enable_fake_quantization(KEEP_LAST_K_FP16)
+        network.enable_fake_quantization(RULES, Nearest())
         for module in network.modules():
             if isinstance(module, Linear):
                 module.__class__ = FlaggedLinear
@@ -67,10 +69,10 @@ class Written(TrainingStep):
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
         self.on = False
-        network.enable_fake_quantization(KEEP_LAST_K_FP16)
-        linears = [module for module in network.modules() if isinstance(module, Linear)]
+        network.enable_fake_quantization(RULES, Nearest())
+        linears = [module for module in network.modules() if isinstance(module, Linear) and module.fake is not None]
         self.weights = [module.weight for module in linears]
-        self.storages = [module.fake_storage for module in linears]
+        self.storages = [module.fake[1] for module in linears if module.fake is not None]
         network.disable_fake_quantization()
         self.quantize = torch.compile(fake_quantize, dynamic=False)
         super().__init__(network, *arguments)

@@ -23,7 +23,7 @@ from components.files import read_user_file
 from components.gpt import GPT, GPTConfig
 from components.quantization import Nearest, Quantizer, StoredTensor, load_state, store
 from components.scoring import Score
-from components.storage import RECIPE, Storage, StorageRule, assign, keep_last_keys
+from components.storage import RECIPE, StorageRule, assign, keep_last_keys
 from components.weight_coding import coded_sizes
 from components.weights_file import write_weights
 
@@ -110,7 +110,7 @@ class Export(Reporter):
     def _store(self, network: GPT) -> dict[str, StoredTensor]:
         """The weights as the artifact will hold them, the same on every rank."""
         rules = assign(network.shapes(), self.rules)
-        storages = {name: Storage(rule.storage) for name, rule in rules.items()}
+        storages = {name: rule.kind for name, rule in rules.items()}
         return store(dict(network.named_parameters()), storages, self.quantizer)
 
     def _write(

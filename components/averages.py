@@ -145,6 +145,6 @@ class SnapshotMean(Average):
         if not self.start_multiplier:
             return None
         return (
-            f"The model is the mean of snapshots at every {self.every_n_steps}th step whose learning-rate multiplier "
+            f"The model is the mean of snapshots every {self.every_n_steps} steps while the learning-rate multiplier "
             f"is under {self.start_multiplier:g}"
         ) + (", late QAT having begun." if self.only_under_qat else ".")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from components.errors import UserError
 from components.layers import Embedding, Fakeable, Linear, rms_norm, seen_weight
 from components.quantization import Quantizer
-from components.storage import Storage, StorageRule, assign
+from components.storage import StorageRule, assign
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class GPT(nn.Module):
                     f"The storage rule for {rule.names} asks late QAT to fake {name}, which is neither a matrix of a "
                     "linear layer nor a table; set its qat to false in export.storage."
                 )
-            module.fake = (quantizer, Storage(rule.storage))
+            module.fake = (quantizer, rule.kind)
 
     def disable_fake_quantization(self) -> None:
         """Let forward passes see the weights themselves again."""

@@ -66,11 +66,16 @@ class StorageRule:
                 f"The storage rule for {self.names} has at_most {self.at_most}; set it to 0 for any size or to a "
                 "number of elements."
             )
-        if self.qat and self.storage == Storage.FLOAT16:
+        if self.qat and self.kind is Storage.FLOAT16:
             raise UserError(
                 f"The storage rule for {self.names} asks late QAT to fake float16, which trains as it is; set qat to "
                 "false."
             )
+
+    @property
+    def kind(self) -> Storage:
+        """How such a tensor is stored."""
+        return Storage(self.storage)
 
     def fits(self, name: str, num_blocks: int, num_elements: int) -> bool:
         """Whether the rule is for a tensor of this name and size in a network of so many blocks."""
@@ -117,7 +122,7 @@ def assign(shapes: Mapping[str, Sequence[int]], rules: Iterable[StorageRule]) ->
                 f"No storage rule names {name}, a tensor of {num_elements:,} elements; add one for it to "
                 "export.storage."
             )
-        if rule.storage != Storage.FLOAT16 and len(shape) != 2:
+        if rule.kind is not Storage.FLOAT16 and len(shape) != 2:
             raise UserError(
                 f"The storage rule for {rule.names} stores {name} as {rule.storage} rows, but its shape is "
                 f"{list(shape)}; put a float16 rule for it first in export.storage."

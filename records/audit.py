@@ -514,7 +514,7 @@ class Audit:
             raise Unknown("the script does not say how it scores (Hyperparameters.train_seq_len and eval_stride)")
         known = {field.name for field in dataclasses.fields(GPTConfig)}
         model = {name: value for name, value in self._imported.get("settings", {}).items() if name in known}
-        scoring = {"seq_len": seq_len, "fit_stride": seq_len, "stride": stride}
+        scoring = {"seq_len": seq_len, "stride": stride}
         return [
             *(f"--model.{name}={value}" for name, value in model.items()),
             *(f"--scoring.{name}={value}" for name, value in scoring.items()),

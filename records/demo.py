@@ -33,7 +33,8 @@ def main() -> None:
     _say(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
     budget = ["--", f"--clock.max_seconds={TRAIN_SECONDS}", f"--data.path={DATA}"]
     budget += [f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
-    sweep.main([f"--config={ROOT / 'configs' / 'demo.yaml'}", "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("record_10l.yaml", "demo.yaml")]
+    sweep.main([*configs, "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
     _say("Pack: the folder to hand in")
     folder = OUT / "submission"
     pack.main([str(OUT / "sweep"), f"--out={folder}", "--author=Demo", "--github-id=demo", "--track=demo"])
