@@ -25,13 +25,13 @@ def windows(stride: int) -> WindowLoader:
         bytes_by_id(torch.arange(1024) % 3 + 1),
         seq_len=16,
         stride=stride,
-        batch_windows=4,
+        windows_per_batch=4,
         device=torch.device("cpu"),
     )
 
 
 def trainer_in(folder: Path) -> SimpleNamespace:
-    scoring = ScoringConfig(seq_len=16, stride=4, fit_stride=16)
+    scoring = ScoringConfig(seq_len=16, stride=4)
     return trainer_of(log_dir=str(folder), datamodule=SimpleNamespace(windows=windows, scoring=scoring))
 
 

@@ -27,7 +27,7 @@ def windows(stride: int = 16) -> WindowLoader:
         bytes_by_id(torch.ones(1024, dtype=torch.int64)),
         seq_len=16,
         stride=stride,
-        batch_windows=2,
+        windows_per_batch=2,
         device=torch.device("cpu"),
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from components.artifact import load_state
+from components.quantization import load_state
 from components.errors import UserError
 from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, rotary_tables, rotate
 from components.public_artifact import read_public_artifact

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from components.artifact import MAX_FILE_BYTES, read_artifact, store_state, write_artifact
 from components.artifact_report import describe, main, weights_sha256
 from components.errors import UserError
-from components.public_artifact import read_any_artifact, read_public_artifact, write_public_artifact
+from components.model_files import read_any_artifact, read_public_artifact, write_public_artifact
 from components.quantization import Storage, StoredTensor, quantize
 from tests.components.test_artifact import (
     SETTINGS,
