@@ -294,6 +294,11 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
         )
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
+    except ValueError as error:
+        # The parser wraps what a class refuses where the setting may also be null.
+        if not isinstance(error.__cause__, UserError):
+            raise
+        sys.exit(f"error: {error.__cause__}")
 
 
 if __name__ == "__main__":
