@@ -87,8 +87,8 @@ def report_load(path: str, artifact: str) -> dict:
     script = import_script(path)
     if not hasattr(script, "SOURCES"):
         sys.path.insert(0, os.environ["PROJECT"])
-    found = importlib.import_module("components.public_artifact").read_any_artifact(artifact)
-    state = importlib.import_module("components.artifact").load_state(found.tensors)
+    found = importlib.import_module("components.model_files").read_any_artifact(artifact)
+    state = importlib.import_module("components.quantization").load_state(found.tensors)
     if found.settings is not None:
         gpt = importlib.import_module("components.gpt")
         gpt.GPT(gpt.GPTConfig(**found.settings)).load_state_dict(state)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.artifact import read_artifact, store_state, write_artifact
+from components.artifact import read_artifact, write_artifact
 from components.errors import UserError
 from components.gpt import GPTConfig
 from components.public_artifact import write_public_artifact
@@ -19,7 +19,7 @@ from records import audit
 from records.audit import Audit, State, Verdict
 from tests.records.conftest import Made
 from tests.records.test_train_log import PUBLIC
-from tests.support import GOLDEN, SAMPLE, TINY, needs_golden, needs_sample, tiny_network, write_shard
+from tests.support import GOLDEN, SAMPLE, needs_golden, needs_sample, recipe_stored, tiny_network, write_shard
 
 PER_SEED = (
     "total bytes",
@@ -360,7 +360,7 @@ def test_a_foreign_folder_is_audited_as_far_as_it_shows(foreign: Path, made: Mad
 
 
 def test_a_foreign_artifact_is_read_where_it_is_of_the_public_format(foreign: Path, made: Made) -> None:
-    write_public_artifact(foreign / "final.int5int6.ptz", store_state(tiny_network().state_dict(), TINY["num_layers"]))
+    write_public_artifact(foreign / "final.int5int6.ptz", recipe_stored(tiny_network().state_dict()))
     verdicts = verdicts_of(foreign, made.data)
     assert verdicts["artifact loads, seed 1337"].state == State.PASS
     assert verdicts["score recomputed, seed 1337"].state == State.UNKNOWN
@@ -376,7 +376,7 @@ def test_a_foreign_network_that_is_not_this_projects_is_said(
     foreign: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_text("train_gpt_v1.py", 'data_path = "data"', "train_seq_len = eval_stride = 64")(foreign)
-    write_public_artifact(foreign / "final.int5int6.ptz", store_state(tiny_network().state_dict(), TINY["num_layers"]))
+    write_public_artifact(foreign / "final.int5int6.ptz", recipe_stored(tiny_network().state_dict()))
     run_fresh = Audit._run_fresh
 
     def refuse_to_score(self: Audit, scratch: Path, job: str, *rest: Any) -> str:
