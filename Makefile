@@ -10,7 +10,7 @@ BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchm
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-record test lint format bench tensorboard clean
+.PHONY: help setup demo demo-record test test-slow lint format bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ demo: $(READY) ## train, quantize, export and score the recipe at a small scale 
 demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audited, the script run alone
 	@$(BIN)/python -m records.demo
 
-test: lint ## lint, types and the whole test-suite (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(READY) ## the tests that take longer
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """How cost grows with length, depth, width, stride and text: ``python -m benchmarks.growth``.
 
-Writes its tables into the README, under "What it costs". On a GPU compiled and at full size; on a CPU eager, with a
+Writes its tables into `benchmarks/README.md`. On a GPU compiled and at full size; on a CPU eager, with a
 smaller network, since only the growth within a table is looked at.
 """
 
@@ -20,7 +20,7 @@ from components.optimizer import OptimizerConfig, build_optimizer
 from components.scorer import SlidingWindows
 from components.scoring import WindowLoader
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).with_name("README.md")
 SEQ_LENS = (512, 1024, 2048, 4096, 8192)
 DEPTHS = (4, 8, 12, 16, 20)
 HEADS = (2, 4, 8, 12)
@@ -76,7 +76,7 @@ def markdown(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 def with_section(readme: str, body: str) -> str:
     """The README with this text between its two marks."""
     marked = re.compile(r"(<!-- benchmarks\.growth: begin -->\n).*(<!-- end -->)", re.DOTALL)
-    assert len(marked.findall(readme)) == 1, "README.md must have one place for the tables"
+    assert len(marked.findall(readme)) == 1, "benchmarks/README.md must have one place for the tables"
     return marked.sub(lambda found: f"{found[1]}{body}\n{found[2]}", readme)
 
 
