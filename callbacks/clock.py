@@ -27,15 +27,22 @@ class Clock(Reporter):
 
     Args:
         max_seconds: Budget of training time, in seconds; 0 for none, and then trainer.max_steps ends the run.
+        reserve_seconds: Seconds of the budget that are left for what reads training data after the last step, such as
+            a quantizer's calibration.
     """
 
     stage = Stage.CLOCK
 
-    def __init__(self, max_seconds: float = 600.0) -> None:
+    def __init__(self, max_seconds: float = 600.0, reserve_seconds: float = 0.0) -> None:
         super().__init__()
         if max_seconds < 0:
             raise UserError(f"clock.max_seconds is {max_seconds}; set a budget in seconds, or 0 for none.")
+        if reserve_seconds < 0 or (max_seconds and reserve_seconds >= max_seconds):
+            raise UserError(
+                f"clock.reserve_seconds is {reserve_seconds}; set it from 0 to below clock.max_seconds {max_seconds}."
+            )
         self.max_seconds = max_seconds
+        self.reserve_seconds = reserve_seconds
         self.elapsed = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started: float | None = None
@@ -43,10 +50,19 @@ class Clock(Reporter):
         self._group: Any = None
         self._last_launched: torch.cuda.Event | None = None
 
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of the budget in which optimizer steps are taken."""
+        return self.max_seconds - self.reserve_seconds
+
+    def charge(self, seconds: float) -> None:
+        """Count seconds that were spent on training data after the last step."""
+        self.elapsed += seconds
+
     def progress(self, trainer: Trainer) -> float:
-        """Share of the budget that is spent, 0 to 1: of the seconds where they are limited, else of the steps."""
+        """Share of the budget for steps that is spent, 0 to 1: of its seconds, or of the steps if those are not limited."""
         if self.max_seconds:
-            return self.elapsed / self.max_seconds
+            return self.elapsed / self.train_seconds
         return trainer.global_step / trainer.max_steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -143,7 +159,7 @@ class Clock(Reporter):
     def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:
         """Stop if the next step, and the one that may still be under way, would end beyond the budget."""
         under_way = 0 if self._last_launched is None else 1
-        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.max_seconds:
+        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.train_seconds:
             trainer.should_stop = True
 
 

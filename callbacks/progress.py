@@ -23,7 +23,7 @@ class BudgetProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Measure the bar in the run's budget."""
         clock = find(trainer, Clock)
-        self.train_progress_bar.reset(total=clock.max_seconds or trainer.max_steps)
+        self.train_progress_bar.reset(total=clock.train_seconds or trainer.max_steps)
         self.train_progress_bar.bar_format = (
             "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
             + (" s" if clock.max_seconds else " steps")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -33,17 +35,25 @@ class Scorer:
         """
         metric = BitsPerByte().to(windows.device)
         with tqdm(total=len(windows), desc=progress, disable=progress is None, leave=False, unit="batch") as bar:
-            for chunk in windows.chunks(self.chunk_tokens):
+            chunks = windows.chunks(self.chunk_tokens)
+            for chunk in chunks:
                 for batch in windows.batches(chunk):
                     metric.update(network(batch.input_ids, batch.target_ids), batch)
                     bar.update()
-                self.after_chunk(network, windows, chunk)
+                self.after_chunk(network, windows, chunk, is_last=chunk is chunks[-1])
         score = metric.compute()
         assert isinstance(score, Score)
         return score
 
-    def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk) -> None:
+    def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk, is_last: bool) -> None:
         """Do what follows a chunk that has been scored: nothing."""
+
+    def check(self, seq_len: int) -> None:
+        """Refuse, with a UserError, settings that do not go with windows of this many targets: none."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's record says of the scoring, beside the score: nothing."""
+        return {}
 
 
 class SlidingWindows(Scorer):

@@ -70,6 +70,7 @@ class FineWeb(LightningDataModule):
             UserError: A shard, the tokenizer or the batch is not what it should be.
         """
         assert self.trainer is not None
+        self.scorer.check(self.scoring.seq_len)
         tokenizer = load_tokenizer(self.tokenizer_path)
         self.vocab_size = len(tokenizer)
         self._val_ids = self._read_validation_ids()
@@ -174,6 +175,7 @@ class FineWeb(LightningDataModule):
             "scoring_stride": self.scoring.stride,
             "scoring_max_tokens": self.scoring.max_tokens,
         }
+        facts |= self.scorer.summary()
         if self._train_loader is not None:
             stream = self._train_loader.stream
             facts["train_shards"] = [path.name for path in stream.paths]
