@@ -60,7 +60,7 @@ class Clock(Reporter):
         self.elapsed += seconds
 
     def progress(self, trainer: Trainer) -> float:
-        """Share of the budget for steps that is spent, 0 to 1: of its seconds, or of the steps if those are not limited."""
+        """Share of the budget for steps that is spent, 0 to 1: of seconds, or of steps where seconds have no limit."""
         if self.max_seconds:
             return self.elapsed / self.train_seconds
         return trainer.global_step / trainer.max_steps
