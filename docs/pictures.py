@@ -11,7 +11,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components.command import run_command
 from components.files import write_whole
@@ -62,22 +63,27 @@ def draw_run(run: Run) -> bytes:
     bits.plot(*zip(*scored, strict=True), color=ORANGE, marker="o", markersize=4, linewidth=1)
     bits.plot([budget], [run.summary["val_bpb"]], color=ORANGE, marker="*", markersize=12, clip_on=False)
     bits.set_ylabel("bits per byte (star: the exported file)", color=ORANGE)
-    _draw_rate(below, run.summary, [when(int(step)) for step in SNAPSHOT.findall(log)], starts, budget)
+    _draw_rate(below, _rates(run), when, [int(step) for step in SNAPSHOT.findall(log)])
     above.set_xlim(0, budget)
     return _svg(figure)
 
 
-def _draw_rate(
-    axes: Axes, summary: dict[str, Any], snapshots: list[float], starts: list[tuple[float, str]], budget: float
-) -> None:
-    down = next((start for start, name in starts if name == "warm-down"), budget)
-    axes.plot([0, down, budget], [1, 1, 0], color=GREEN, linewidth=1.5)
-    axes.plot(snapshots, [1 - (s - down) / (budget - down) for s in snapshots], "o", color=GREEN, markersize=3)
+def _rates(run: Run) -> dict[int, float]:
+    """The learning rate over its initial value at each logged step."""
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("lr/matrices")}
+    return {step: rate / max(logged.values()) for step, rate in logged.items()}
+
+
+def _draw_rate(axes: Axes, rates: dict[int, float], when: Callable[[int], float], snapshots: list[int]) -> None:
+    axes.plot([when(step) for step in rates], list(rates.values()), color=GREEN, linewidth=1.5)
     axes.set(xlabel="seconds of training", ylabel="learning rate", ylim=(0, 1.15))
     if snapshots:
+        axes.plot([when(step) for step in snapshots], [rates[step] for step in snapshots], "o", color=GREEN, ms=3)
         axes.annotate(
             f"{len(snapshots)} snapshots, averaged",
-            (snapshots[0], 1 - (snapshots[0] - down) / (budget - down)),
+            (when(snapshots[0]), rates[snapshots[0]]),
             xytext=(8, 6),
             textcoords="offset points",
             color=GREEN,
