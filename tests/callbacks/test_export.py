@@ -15,8 +15,8 @@ from components.gpt import GPT, GPTConfig
 from components.quantization import Storage, quantize, storage_of
 from components.scoring import ScoringConfig, WindowLoader, score
 from lightning_modules.gpt import GPTModule
-from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
-from tests.support import ROOT, bytes_by_id, fit_arguments, random_ids, scalars_of, summary_of
+from tests.callbacks.support import WIDE, small_module, trainer_of
+from tests.support import FinishedRun, NARROW, ROOT, bytes_by_id, fit_arguments, random_ids, scalars_of, summary_of
 
 
 def windows(stride: int) -> WindowLoader:

@@ -12,8 +12,8 @@ from callbacks.averaging import SnapshotAveraging
 from callbacks.clock import Clock
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
-from tests.callbacks.support import FinishedRun, clock_at, trainer_of
-from tests.support import scalars_of
+from tests.callbacks.support import clock_at, trainer_of
+from tests.support import FinishedRun, scalars_of
 
 
 def trainer_with(monitor: Monitor, clock: Clock, **settings: Any) -> SimpleNamespace:

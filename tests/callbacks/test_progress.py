@@ -12,7 +12,8 @@ from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar, phase
 from callbacks.schedule import Schedule
-from tests.callbacks.support import FinishedRun, clock_at, trainer_of
+from tests.callbacks.support import clock_at, trainer_of
+from tests.support import FinishedRun
 
 
 def trainer_with(clock: Clock, **settings: Any) -> SimpleNamespace:

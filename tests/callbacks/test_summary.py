@@ -13,8 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.summary import RunSummary
 from cli import main
-from tests.callbacks.support import NARROW, FinishedRun, small_module, trainer_of
-from tests.support import fit_arguments, summary_of
+from tests.callbacks.support import small_module, trainer_of
+from tests.support import FinishedRun, NARROW, fit_arguments, summary_of
 
 
 class Speaker(Callback):

@@ -15,8 +15,8 @@ from components.optimizer import CompositeOptimizer
 from components.quantization import Storage
 from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
-from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
-from tests.support import bytes_by_id, fit_arguments, random_ids
+from tests.callbacks.support import WIDE, small_module, trainer_of
+from tests.support import FinishedRun, NARROW, bytes_by_id, fit_arguments, random_ids
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
