@@ -209,6 +209,6 @@ def test_a_run_that_never_switched_says_so() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1])
-def test_a_share_that_is_none_is_refused(fraction: float) -> None:
+def test_a_share_outside_0_to_1_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match=rf"late_qat\.start_fraction is {fraction}"):
         LateQAT(start_fraction=fraction)
