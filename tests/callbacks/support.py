@@ -12,8 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.clock import Clock
 from components.optimizer import OptimizerConfig
+from components.storage import StorageRule
 from lightning_modules.gpt import GPTModule
 from tests.support import TINY
+
 
 def trainer_of(callbacks: Sequence[Callback] = (), **settings: Any) -> SimpleNamespace:
     """What a callback asks of a trainer, in a fit on one CPU."""
@@ -61,3 +63,6 @@ def small_module(seed: int = 0, compile: bool = False, **network: Any) -> GPTMod
 
 # Wide enough for attention matrices to be int6 and MLP matrices int5.
 WIDE = {"model_dim": 272, "num_heads": 4}
+
+# Rules by which even a narrow network has matrices that are quantized and faked.
+MLP_INT5 = (StorageRule("blocks.*.mlp.*.weight", "int5", qat=True), StorageRule("*", "float16"))

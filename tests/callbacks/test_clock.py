@@ -12,7 +12,7 @@ from callbacks.clock import Clock
 from cli import main
 from components.errors import UserError
 from tests.callbacks.support import trainer_of
-from tests.support import FinishedRun, NARROW, fit_arguments, summary_of
+from tests.support import NARROW, FinishedRun, fit_arguments, summary_of
 
 
 class Time:

@@ -181,8 +181,8 @@ def test_warmup_runs_every_form_of_the_network_once(toy_run: FinishedRun) -> Non
     assert sorted(toy.scored) == [(False, False, 1), (False, False, 8), (True, False, 1), (True, False, 8)]
 
 
-def test_fewer_warmup_steps_than_forms_are_refused(_corpus: Path, tmp_path: Path) -> None:
-    arguments = fit_arguments(_corpus, tmp_path, **NARROW, **{"warmup.steps": 3})
+def test_fewer_warmup_steps_than_forms_are_refused(data_folder: Path, tmp_path: Path) -> None:
+    arguments = fit_arguments(data_folder, tmp_path, **NARROW, **{"warmup.steps": 3})
     with pytest.raises(SystemExit) as exit:
         main([*arguments, f"--trainer.callbacks+={TOY}"])
     assert exit.value.code == (
@@ -201,9 +201,9 @@ def test_the_callbacks_that_a_user_lists_stand_in_their_stages(toy_run: Finished
     assert not any(isinstance(callback, ModelCheckpoint) for callback in callbacks[: names.index("RunSummary")])
 
 
-def test_a_run_without_averaging_and_late_qat_is_a_run(_corpus: Path, tmp_path: Path) -> None:
+def test_a_run_without_averaging_and_late_qat_is_a_run(data_folder: Path, tmp_path: Path) -> None:
     settings = {**NARROW, "averaging": "null", "late_qat.start_fraction": 1, "warmup.steps": 1}
-    arguments = [a for a in fit_arguments(_corpus, tmp_path, **settings) if not a.startswith("--averaging.")]
+    arguments = [a for a in fit_arguments(data_folder, tmp_path, **settings) if not a.startswith("--averaging.")]
     cli = main(arguments)
     summary = summary_of(tmp_path)
     assert summary["phases_missed"] == []

@@ -81,13 +81,16 @@ def test_a_run_tells_its_whole_story(finished_run: FinishedRun) -> None:
     found = (finished_run.logs / "train.log").read_text().splitlines()
     kinds = [re.match(r"[^\d]*", line)[0].strip() for line in found]
     steps = ["step"] * 12
-    assert kinds == [
-        *("", "start at step"),  # the first line begins with the number of parameters
-        *steps[:5],
-        "warm-down from step",
-        *(steps[5], "validation step"),
-        *steps[6:9],
-        "late QAT from step",
-        *("snapshot", *steps[9:11], "snapshot", steps[11], "validation step"),
-        *("stopped at step", "exported", "float weights val_loss", "artifact val_loss"),
-    ]
+    assert (
+        kinds
+        == [
+            *("", "start at step"),  # the first line begins with the number of parameters
+            *steps[:5],
+            "warm-down from step",
+            *(steps[5], "validation step"),
+            *steps[6:9],
+            "late QAT from step",
+            *("snapshot", *steps[9:11], "snapshot", steps[11], "validation step"),
+            *("stopped at step", "exported", "float weights val_loss", "artifact val_loss"),
+        ]
+    )

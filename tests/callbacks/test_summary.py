@@ -15,7 +15,7 @@ from callbacks.common import Reporter
 from callbacks.summary import RunSummary
 from cli import main
 from tests.callbacks.support import small_module, trainer_of
-from tests.support import FinishedRun, NARROW, fit_arguments, summary_of
+from tests.support import NARROW, FinishedRun, fit_arguments, summary_of
 
 
 class Speaker(Reporter):

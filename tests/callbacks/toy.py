@@ -86,5 +86,3 @@ class Zeros(Nearest):
 
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
         return super().quantize_all({name: 0 * matrix for name, matrix in matrices.items()}, storages)
-
-
