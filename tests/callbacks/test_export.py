@@ -92,18 +92,18 @@ def test_the_file_holds_each_weight_as_the_quantizer_stores_it(exported: tuple[E
 @pytest.mark.parametrize(
     ("keep", "storages"), [(0, ["int6", "int6"]), (1, ["int6", "float16"]), (2, ["float16", "float16"])]
 )
-def test_key_projections_of_the_last_blocks_stay_float16(
-    keep: int, storages: list[str], wide: GPTModule, tmp_path: Path
-) -> None:
-    export_of(keep_last_k_fp16=keep).on_fit_end(trainer_in(tmp_path), wide)
+def test_key_projections_of_the_last_blocks_stay_float16(keep: int, storages: list[str], tmp_path: Path) -> None:
+    storage = (StorageRule("blocks.*.attn.*.weight", "int6"), StorageRule("*", "float16"))
+    export_of(keep_last_k_fp16=keep, storage=storage).on_fit_end(trainer_in(tmp_path), small_module())
     tensors = read_artifact(tmp_path / "model.golf").tensors
     assert [tensors[f"blocks.{i}.attn.c_k.weight"].storage for i in (0, 1)] == storages
 
 
-def test_the_network_has_its_float_weights_back(wide: GPTModule, tmp_path: Path) -> None:
-    before = {name: tensor.clone() for name, tensor in wide.network.state_dict().items()}
-    export_of().on_fit_end(trainer_in(tmp_path), wide)
-    for name, tensor in wide.network.state_dict().items():
+def test_the_network_has_its_float_weights_back(tmp_path: Path) -> None:
+    module = small_module()
+    before = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
+    export_of(storage=MLP_INT5).on_fit_end(trainer_in(tmp_path), module)
+    for name, tensor in module.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
