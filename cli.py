@@ -131,7 +131,8 @@ class GolfCLI(LightningCLI):
         last_weights = config.get("last_weights", False)
         if last_weights and given != ["ckpt_path"]:
             raise UserError("--last_weights true is about a checkpoint; name one with --ckpt_path.")
-        _check_checkpoint(config.ckpt_path, config.averaging is None and not last_weights)
+        drops_average = config.averaging is None and not last_weights
+        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
 
     def before_instantiate_classes(self) -> None:
         """Let the file to score say what network it holds, and refuse a machine that lacks what the run asks for."""
@@ -248,7 +249,7 @@ def _check_runs_folder(trainer: Any) -> None:
         )
 
 
-def _check_checkpoint(path: str | None, drops_average: bool) -> None:
+def _check_checkpoint(path: str | None, drops_average: bool, may_score_last: bool) -> None:
     if path is None:
         return
     remedy = "give --ckpt_path a .ckpt file that a fit saved"
@@ -262,9 +263,10 @@ def _check_checkpoint(path: str | None, drops_average: bool) -> None:
         raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
     average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
     if average is not None and drops_average:
+        otherwise = ", or --last_weights true to score what training ended with" if may_score_last else ""
         raise UserError(
-            f"{path} holds an average of weights and the configuration has none; give --averaging {average['kind']}, "
-            "or --last_weights true to score what training ended with."
+            f"{path} holds an average of weights and the configuration has none; give --averaging {average['kind']}"
+            f"{otherwise}."
         )
 
 

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from components.byte_counts import ByteTable
 from components.gpt import GPT, GPTConfig
 from components.quantization import Nearest, StoredTensor, store
 from components.storage import RECIPE, Storage, assign, keep_last_keys
+
+if TYPE_CHECKING:
+    from cli import GolfCLI
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -39,6 +43,29 @@ TINY = {
     "bigram_vocab_size": 64,
     "bigram_dim": 16,
 }
+
+# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
+NARROW = {"model.model_dim": 64, "model.num_heads": 2}
+
+
+@dataclass
+class FinishedRun:
+    """A fit that is over."""
+
+    cli: "GolfCLI"
+    folder: Path
+    stdout: str
+    data: Path
+
+    @property
+    def logs(self) -> Path:
+        """The folder of its results."""
+        return self.folder / "lightning_logs" / "version_0"
+
+    @property
+    def checkpoint(self) -> Path:
+        [file] = self.folder.rglob("*.ckpt")
+        return file
 
 
 def golden_config() -> GPTConfig:
@@ -164,3 +191,13 @@ def scalars_of(runs: Path, tag: str, version: int = 0) -> dict[int, float]:
     events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
     events.Reload()
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def marks_of(runs: Path, tag: str, version: int = 0) -> dict[int, str]:
+    """TensorBoard's texts of a tag, by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
+    events.Reload()
+    found = events.Tensors(f"{tag}/text_summary")
+    return {event.step: b" ".join(event.tensor_proto.string_val).decode() for event in found}

@@ -6,14 +6,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.clock import Clock
 from cli import main
 from components.errors import UserError
-from tests.callbacks.support import NARROW, FinishedRun, trainer_of
-from tests.support import fit_arguments, summary_of
+from tests.callbacks.support import trainer_of
+from tests.support import NARROW, FinishedRun, fit_arguments, summary_of
 
 
 class Time:
@@ -224,15 +223,7 @@ def test_a_resumed_run_whose_budget_is_spent_makes_no_step(finished_run: Finishe
         assert torch.equal(p, q)
 
 
-def test_ranks_do_not_wait_for_the_device_to_hear_of_a_termination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("callbacks.clock.dist.is_initialized", lambda: True)
-    monkeypatch.setattr("callbacks.clock.dist.new_group", lambda backend: backend)
-    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False)
-    asked = []
-    monkeypatch.setattr("torch.distributed.broadcast", lambda *_, **__: asked.append(True))
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-    assert asked, "Lightning no longer asks, so there is nothing left to switch off"
-    asked.clear()
-    Clock().setup(trainer, Mock(), "fit")
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-    assert not asked
+def test_it_shows_the_elapsed_seconds() -> None:
+    clock = Clock()
+    clock.elapsed = 12.5
+    assert clock.metrics(trainer_of()) == {"elapsed_seconds": 12.5}

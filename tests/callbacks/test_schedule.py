@@ -6,8 +6,8 @@ import pytest
 
 from callbacks.schedule import Schedule
 from components.errors import UserError
-from tests.callbacks.support import FinishedRun, clock_at, small_module, trainer_of
-from tests.support import scalars_of
+from tests.callbacks.support import clock_at, small_module, trainer_of
+from tests.support import FinishedRun, scalars_of
 
 
 def run_step(schedule: Schedule, trainer: SimpleNamespace, batch_idx: int = 0) -> None:
@@ -17,7 +17,7 @@ def run_step(schedule: Schedule, trainer: SimpleNamespace, batch_idx: int = 0) -
 def trainer_with_groups(schedule: Schedule, clock, **settings) -> SimpleNamespace:
     groups = [
         {"name": "matrices", "lr": 0.025, "initial_lr": 0.025, "momentum": 0.5},
-        {"name": "tables", "lr": 0.03, "initial_lr": 0.03},
+        {"name": "embeddings", "lr": 0.03, "initial_lr": 0.03},
     ]
     return trainer_of([clock, schedule], optimizers=[SimpleNamespace(param_groups=groups)], **settings)
 
@@ -69,9 +69,9 @@ def test_momentum_warms_up_over_1500_steps(step: int, momentum: float) -> None:
     schedule = Schedule()
     trainer = trainer_with_groups(schedule, clock_at(), global_step=step, max_steps=20000)
     run_step(schedule, trainer)
-    matrices, tables = trainer.optimizers[0].param_groups
+    matrices, embeddings = trainer.optimizers[0].param_groups
     assert matrices["momentum"] == pytest.approx(momentum)
-    assert "momentum" not in tables
+    assert "momentum" not in embeddings
 
 
 def test_without_a_momentum_warmup_it_is_the_last_one_from_the_start() -> None:
@@ -101,7 +101,7 @@ def test_the_schedule_reaches_the_real_optimizers_groups() -> None:
     run_step(schedule, trainer)
     children = [group for child in optimizer.optimizers for group in child.param_groups]
     assert {group["name"]: group["lr"] for group in children} == pytest.approx(
-        {"matrices": 0.025 / 4, "tables": 0.03 / 4, "controls": 0.02 / 4}
+        {"matrices": 0.025 / 4, "embeddings": 0.03 / 4, "scalars": 0.02 / 4}
     )
     assert children[0]["momentum"] == pytest.approx(0.92 + 0.07 * 3 / 1500)
 
@@ -124,7 +124,7 @@ def test_a_run_that_never_warmed_down_says_so() -> None:
     trainer = trainer_with_groups(schedule, clock_at(10, max_seconds=600), global_step=5)
     run_step(schedule, trainer)
     [sentence] = schedule.missed(trainer)
-    assert "10 steps of warm-down did not come into the run's 5 steps" in sentence
+    assert "the 10 steps of warm-down at the end of the budget did not begin within the run's 5 steps" in sentence
 
 
 def test_a_run_whose_warmdown_is_longer_than_its_budget_says_so() -> None:
@@ -147,6 +147,6 @@ def test_negative_lengths_are_refused(setting: str) -> None:
 def test_a_run_trains_with_the_scheduled_rates(finished_run: FinishedRun) -> None:
     # 12 steps with 8 of warm-down: the first rate under 1 is that of the sixth step, 7/8.
     multipliers = [1] * 5 + [k / 8 for k in range(7, 0, -1)]
-    for group, initial in (("matrices", 0.025), ("tables", 0.03), ("controls", 0.02)):
+    for group, initial in (("matrices", 0.025), ("embeddings", 0.03), ("scalars", 0.02)):
         rates = scalars_of(finished_run.folder, f"lr/{group}")
         assert [rates[step] for step in range(1, 13)] == pytest.approx([initial * m for m in multipliers])
