@@ -62,9 +62,13 @@ class Averaging(Reporter):
             for name, p in network_of(pl_module).named_parameters():
                 p.copy_(value[name])
 
+    @property
+    def _kind(self) -> str:
+        return f"{type(self.average).__module__}.{type(self.average).__qualname__}"
+
     def state_dict(self) -> dict[str, Any]:
         """What was gathered, and by what."""
-        return {"kind": type(self.average).__name__, "average": self.average.state_dict()}
+        return {"kind": self._kind, "average": self.average.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -72,11 +76,12 @@ class Averaging(Reporter):
         Raises:
             UserError: The checkpoint's average is of another kind.
         """
-        kind = type(self.average).__name__
-        if state_dict["kind"] != kind:
+        if self.last_weights:
+            return
+        if state_dict["kind"] != self._kind:
             raise UserError(
-                f"The checkpoint holds an average by {state_dict['kind']} and the configuration asks for {kind}; give "
-                f"--averaging {state_dict['kind']}."
+                f"The checkpoint holds an average by {state_dict['kind']} and the configuration asks for {self._kind}; "
+                f"give --averaging {state_dict['kind']}."
             )
         self.average.load_state_dict(state_dict["average"])
 

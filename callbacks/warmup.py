@@ -92,7 +92,6 @@ def _applied(form: Sequence[Variant]) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def _score(trainer: Trainer, pl_module: LightningModule) -> None:
     pl_module.eval()
     trainer.strategy.validation_step(data_of(trainer).example_pass(), 0)
