@@ -200,6 +200,27 @@ def test_a_resumed_run_stops_at_once_where_no_step_fits(elapsed: float, stops: b
     assert trainer.should_stop == stops
 
 
+def test_steps_leave_the_reserve_and_progress_does_not_count_it(time: Time) -> None:
+    clock, trainer = Clock(max_seconds=100, reserve_seconds=40), trainer_of()
+    clock.on_train_start(trainer, None)
+    for _ in range(4):
+        take_step(clock, trainer, time, 12)
+        assert not trainer.should_stop  # the next one ends at 60 s at the latest
+    assert clock.progress(trainer) == 48 / 60
+    take_step(clock, trainer, time, 12)
+    assert trainer.should_stop
+    clock.charge(25)
+    assert clock.summary(trainer)["wallclock_seconds"] == 85
+
+
+@pytest.mark.parametrize("reserve", [-1, 100, 200])
+def test_a_reserve_that_leaves_no_budget_is_refused(reserve: float) -> None:
+    with pytest.raises(
+        UserError, match=rf"reserve_seconds is {reserve}; set it from 0 to below clock\.max_seconds 100"
+    ):
+        Clock(max_seconds=100, reserve_seconds=reserve)
+
+
 def test_a_run_without_end_is_refused() -> None:
     with pytest.raises(UserError, match=r"clock\.max_seconds or trainer\.max_steps"):
         Clock(max_seconds=0).setup(trainer_of(max_steps=-1), None, TrainerFn.FITTING)

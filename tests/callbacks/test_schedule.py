@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from callbacks.clock import Clock
 from callbacks.schedule import Schedule
 from components.errors import UserError
 from tests.callbacks.support import clock_at, small_module, trainer_of
@@ -52,6 +53,37 @@ def test_without_a_budget_the_rate_warms_down_over_the_last_steps(step: int, mul
     schedule = Schedule(warmdown_steps=3000)
     run_step(schedule, trainer_with_groups(schedule, clock_at(123.0), global_step=step, max_steps=20000))
     assert schedule.multiplier == pytest.approx(multiplier)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "multiplier"),
+    [
+        # Steps may take 600 - 12 = 588 s. At f of them min(1, (1 - f) / 0.72), whatever a step takes, at least 0.1.
+        (0.0, 1.0),
+        (0.28 * 588, 1.0),
+        (0.64 * 588, 0.5),
+        (0.90 * 588, 0.1 / 0.72),
+        (0.95 * 588, 0.1),
+        (590.0, 0.1),
+    ],
+)
+def test_the_rate_falls_over_a_share_of_the_budget_without_its_reserve(elapsed: float, multiplier: float) -> None:
+    clock = Clock(max_seconds=600, reserve_seconds=12)
+    clock.elapsed = elapsed
+    for step in (10, 5000):
+        schedule = Schedule(warmdown_steps=0, warmdown_fraction=0.72, min_multiplier=0.1)
+        run_step(schedule, trainer_with_groups(schedule, clock, global_step=step, max_steps=20000))
+        assert schedule.multiplier == pytest.approx(multiplier)
+
+
+def test_a_share_of_the_steps_where_seconds_are_not_limited() -> None:
+    # The 8 steps of the late record's golden trajectory: max((1 - f) / 0.72, 0) from f = step / 8 >= 0.28.
+    multipliers = []
+    for step in range(8):
+        schedule = Schedule(warmdown_steps=0, warmdown_fraction=0.72)
+        run_step(schedule, trainer_with_groups(schedule, clock_at(), global_step=step, max_steps=8))
+        multipliers.append(schedule.multiplier)
+    assert multipliers == pytest.approx([1, 1, 1, *((1 - step / 8) / 0.72 for step in range(3, 8))])
 
 
 @pytest.mark.parametrize("max_seconds", [0, 600])
@@ -142,6 +174,25 @@ def test_a_run_whose_warmdown_is_longer_than_its_budget_says_so() -> None:
 def test_negative_lengths_are_refused(setting: str) -> None:
     with pytest.raises(UserError, match=rf"schedule\.{setting} is -1"):
         Schedule(**{setting: -1})
+
+
+@pytest.mark.parametrize("setting", ["warmdown_fraction", "min_multiplier"])
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_impossible_shares_are_refused(setting: str, share: float) -> None:
+    with pytest.raises(UserError, match=rf"schedule\.{setting} is {share}; set it from 0 to 1"):
+        Schedule(**{"warmdown_steps": 0, setting: share})
+
+
+def test_two_lengths_of_the_warmdown_are_refused() -> None:
+    with pytest.raises(UserError, match=r"warmdown_steps 3000 and schedule\.warmdown_fraction 0\.72 both give"):
+        Schedule(warmdown_steps=3000, warmdown_fraction=0.72)
+
+
+def test_it_says_how_the_rate_falls() -> None:
+    assert Schedule(warmdown_steps=30).describe(trainer_of()) == ["The learning rate falls over the last 30 steps."]
+    shared = Schedule(warmdown_steps=0, warmdown_fraction=0.72, min_multiplier=0.1)
+    assert shared.describe(trainer_of()) == ["The learning rate falls over the last 72% of the budget to 0.1 of it."]
+    assert Schedule(warmdown_steps=0).describe(trainer_of()) == []
 
 
 def test_a_run_trains_with_the_scheduled_rates(finished_run: FinishedRun) -> None:
