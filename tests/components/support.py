@@ -114,5 +114,3 @@ def mutate(data: bytes, generator: np.random.Generator) -> bytes:
         else:
             mutated += bytes(int(generator.integers(1, 100)))
     return bytes(mutated)
-
-

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from components.quantization import load_state
 from components.errors import UserError
 from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, rotary_tables, rotate
 from components.public_artifact import read_public_artifact
+from components.quantization import load_state
 from datamodules.shards import find_shards, open_shard
 from tests.support import (
     GOLDEN,

@@ -81,8 +81,8 @@ def test_windows_of_a_hand_worked_stream() -> None:
 @needs_sample
 @pytest.mark.parametrize("case", range(9))
 def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> None:
-    from components.quantization import load_state
     from components.public_artifact import read_public_artifact
+    from components.quantization import load_state
 
     golden = json.loads((GOLDEN / "eval.json").read_text())
     cases = [*golden["roundtrip"], golden["float_weights"], golden["float_weights_chunked"]]
