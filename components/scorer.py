@@ -32,8 +32,10 @@ class Scorer:
             The totals over all ranks.
         """
         metric = BitsPerByte().to(windows.device)
-        with tqdm(total=len(windows), desc=progress, disable=progress is None, leave=False, unit="batch") as bar:
-            for chunk in windows.chunks(self.chunk_tokens):
+        chunks = windows.chunks(self.chunk_tokens)
+        num_batches = sum(map(windows.num_batches, chunks))
+        with tqdm(total=num_batches, desc=progress, disable=progress is None, leave=False, unit="batch") as bar:
+            for chunk in chunks:
                 for batch in windows.batches(chunk):
                     metric.update(network(batch.input_ids, batch.target_ids), batch)
                     bar.update()
