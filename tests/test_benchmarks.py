@@ -75,18 +75,18 @@ def test_kept_for_backward_grows_with_the_tokens_alone() -> None:
     assert four - two == 2 * (two - one)
 
 
-def test_in_turn_calls_each_once_more_than_it_counts() -> None:
+def test_each_way_is_called_once_more_than_it_is_timed() -> None:
     calls: list[str] = []
     times = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
     assert calls == ["a", "b"] * 3
     assert set(times) == {"a", "b"}
 
 
-def test_table_lines_columns_up() -> None:
+def test_the_columns_of_a_table_line_up() -> None:
     assert table(("name", "x"), [("a", 1), ("long name", 100)]) == "name         x\na            1\nlong name  100"
 
 
-def test_readme_section_is_replaced_and_nothing_else() -> None:
+def test_a_section_of_the_readme_is_replaced_and_nothing_else() -> None:
     before = (ROOT / "README.md").read_text()
     after = with_section(with_section(before, "old"), markdown(("x", "y"), [("1", "2")]))
     assert "| x | y |\n| --- | ---: |\n| 1 | 2 |\n<!-- end -->" in after
