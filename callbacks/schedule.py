@@ -1,4 +1,4 @@
-"""Learning-rate warm-down on the clock and Muon's momentum warm-up on the step."""
+"""Learning-rate warm-down by the clock, and Muon's momentum warm-up by the step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from components.errors import UserError
 class Schedule(Reporter):
     """Set every learning rate and Muon's momentum before each optimizer step.
 
-    Learning rates are their initial ones times a multiplier: 1, then down to 0 in a straight line over the last
-    ``warmdown_steps`` at the run's mean step time, or, where seconds are not limited, over the last of its steps.
+    Each learning rate is its initial value times a multiplier. The multiplier is 1, then falls linearly to 0 over the
+    last ``warmdown_steps`` steps, whose time is estimated from the run's mean step time if seconds are limited.
 
     Args:
         warmdown_steps: Length of the warm-down, in optimizer steps.
         momentum_start: Muon's momentum at the first step.
         momentum_end: Muon's momentum once warmed up.
-        momentum_warmup_steps: Steps over which momentum moves from one to the other, in a straight line.
+        momentum_warmup_steps: Steps over which momentum moves linearly from start to end.
     """
 
     stage = Stage.SCHEDULE
@@ -45,7 +45,7 @@ class Schedule(Reporter):
         self.warmdown_start_step: int | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write the step's rates into the optimizer's groups."""
+        """Set the step's learning rates and momentum in the optimizer's groups."""
         if not starts_step(trainer, batch_idx):
             return
         self.multiplier = self._multiplier(trainer)
@@ -62,15 +62,15 @@ class Schedule(Reporter):
         return {"warmdown_start_step": self.warmdown_start_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember when the warm-down began."""
+        """Restore when the warm-down began."""
         self.warmdown_start_step = state_dict["warmdown_start_step"]
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of the schedule."""
+        """The run summary's fields about the schedule."""
         return {"warmdown_start_step": self.warmdown_start_step, "final_lr_multiplier": self.multiplier}
 
     def phase(self, trainer: Trainer) -> str | None:
-        """Whether the learning rate is still what it was."""
+        """Whether the learning rate is constant or warming down."""
         return "warm-down" if self.multiplier < 1 else "constant rate"
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
@@ -81,13 +81,13 @@ class Schedule(Reporter):
         return {**rates, "momentum": momentum}
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """Phases that this run was too short for."""
+        """That the rate never warmed down, or was never constant."""
         if self.warmdown_steps and self.warmdown_start_step is None:
             return [
                 f"the learning rate never warmed down: the {self.warmdown_steps} steps of warm-down at the end of the "
                 f"budget did not begin within the run's {trainer.global_step} steps"
             ]
-        # The clock stands at 0 before the first step, whatever the budget: the second is the first to be judged.
+        # The clock reads 0 before the first step, so the warm-down begins at the second step at the earliest.
         if self.warmdown_start_step is not None and self.warmdown_start_step <= 1:
             return [
                 f"the learning rate was never constant: {self.warmdown_steps} steps of warm-down are more than the "
