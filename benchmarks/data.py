@@ -1,8 +1,8 @@
 """What the data path costs: `python -m benchmarks.data [--gigabyte]`.
 
-The stream of one rank and of eight, beside a plain memory copy of the same bytes; preparation, beside bare
-SentencePiece encoding with the same threads; the peak memory of preparing a text and one ten times as long. Whatever is
-compared is measured in turn within one run, and the middle of several measurements counts.
+It compares the stream of one rank and of eight with a plain memory copy of the same bytes, preparation with bare
+SentencePiece encoding on the same threads, and the peak memory of preparing a text with that of one ten times as long.
+Whatever is compared is measured alternately within one run, and the median of several measurements counts.
 """
 
 import argparse
@@ -35,21 +35,21 @@ from datamodules.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 1024
 BATCH_TOKENS, MICRO_BATCHES, SEQ_LEN = 786_432, 8, 2048
-"""The record's: spans of 98,305 ids."""
+"""The record run's, which give spans of 98,305 ids."""
 STREAM_IDS = 20_000_000
 SPANS = 400
 REPEATS = 5
 NEEDED_TOKENS_PER_SECOND = 1_650_000
-"""What one GPU trains on at its fastest."""
+"""The highest rate at which one GPU trains."""
 ENCODED_BYTES = 20_000_000
 ROOT = Path(__file__).parents[1]
 
 
 class RankBench:
-    """Reads, or only copies, what one rank of a world reads."""
+    """Read, or only copy, what one rank reads."""
 
     def __init__(self, shard: Path, rank: int, world_size: int) -> None:
-        """Map the shard, and have it in memory."""
+        """Map the shard and load it into memory."""
         stream = TokenStream([shard], VOCAB_SIZE)
         self.loader = SpanLoader(
             stream,
@@ -62,13 +62,13 @@ class RankBench:
             pin_memory=torch.cuda.is_available(),
         )
         self.source = stream.take(0, len(stream)).astype(np.int64)
-        # As many as the stream has under way, so that the copy does not work in a corner of the cache either.
+        # As many as the stream keeps in flight, so that the copy does not stay in the cache either.
         num_targets = (HANDOVERS_AHEAD + 2) * BATCHES_A_HANDOVER
         self.targets = [np.empty(self.loader.span_ids, dtype=np.int64) for _ in range(num_targets)]
 
     def read(self) -> None:
         """Take SPANS micro-batches from the stream."""
-        with warnings.catch_warnings(action="ignore"):  # the shard is read several times over
+        with warnings.catch_warnings(action="ignore"):  # the shard is read several times
             for _ in itertools.islice(self.loader, SPANS):
                 pass
 
@@ -81,7 +81,7 @@ class RankBench:
 
 
 def run_rank(shard: Path, rank: int, world_size: int, barrier: multiprocessing.synchronize.Barrier, rates: Any) -> None:
-    """Measure one rank among others; the first sends the tokens a second of all together, read and copied."""
+    """Measure one rank among others; rank 0 sends the total tokens per second of all ranks, read and copied."""
     bench = RankBench(shard, rank, world_size)
     measured: dict[str, list[float]] = {"read": [], "copy": []}
 
@@ -99,7 +99,7 @@ def run_rank(shard: Path, rank: int, world_size: int, barrier: multiprocessing.s
 
 
 def measure_stream(shard: Path, world_size: int) -> dict[str, float]:
-    """Tokens a second of all ranks together, each in its own process."""
+    """Tokens per second of all ranks together, each in its own process."""
     context = multiprocessing.get_context("spawn")
     barrier, rates = context.Barrier(world_size), context.Queue()
     ranks = [
@@ -121,12 +121,12 @@ def measure_stream(shard: Path, world_size: int) -> dict[str, float]:
 
 @functools.cache
 def texts() -> list[str]:
-    """Documents of the lengths that web pages have."""
+    """Documents about as long as web pages."""
     return [text for text in standard_library() if len(text) < 50_000]
 
 
 def jsonl_lines(num_bytes: int) -> Iterator[bytes]:
-    """Lines of JSONL with so many bytes of text: the standard library's documents, over and over."""
+    """JSONL lines with at least ``num_bytes`` bytes of text: the standard library's documents, repeated."""
     for text in itertools.cycle(texts()):
         if num_bytes <= 0:
             return
@@ -135,7 +135,7 @@ def jsonl_lines(num_bytes: int) -> Iterator[bytes]:
 
 
 def measure_preparation(folder: Path) -> dict[str, float]:
-    """Bytes of text a second of the whole preparation and of bare encoding, on all cores."""
+    """Bytes of text per second of the whole preparation and of bare encoding, on all cores."""
     path, model = folder / "docs.jsonl", folder / "tokenizer.model"
     path.write_bytes(b"".join(jsonl_lines(ENCODED_BYTES)))
     documents = list(read_documents(str(path)))
@@ -160,13 +160,13 @@ PREPARE_AND_TELL_PEAK = """
 import sys
 from datamodules.prepare import main
 main()
-# Not getrusage, which counts the process that started this one too.
+# Not getrusage, which also counts the process that started this one.
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], file=sys.stderr)
 """
 
 
 def peak_memory(num_bytes: int, folder: Path) -> float:
-    """Peak resident megabytes of a process that trains a tokenizer on and prepares so much text from a pipe."""
+    """Peak resident memory, in megabytes, of a process that prepares text from a pipe, tokenizer training included."""
     command = [sys.executable, "-c", PREPARE_AND_TELL_PEAK, "-", "--out", str(folder / str(num_bytes))]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--gigabyte",
         action="store_true",
-        help="compare the memory for 100 MB and 1 GB, not for 20 and 200 MB (minutes)",
+        help="compare the memory for 100 MB and 1 GB of text instead of 20 and 200 MB (takes minutes)",
     )
     smaller = 100_000_000 if parser.parse_args().gigabyte else 20_000_000
     with tempfile.TemporaryDirectory() as temporary:

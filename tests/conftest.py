@@ -23,7 +23,7 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_folder(_corpus: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with small train and validation shards of real text and their tokenizer."""
+    """A folder for one test, with small training and validation shards of real text and their tokenizer."""
     return Path(shutil.copytree(_corpus, tmp_path / "data"))
 
 
@@ -41,7 +41,7 @@ def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
 
 @pytest.fixture(autouse=True)
 def _clean_torch() -> Iterator[None]:
-    """One thread: small matrices on a busy machine only wait for a second one. And no compiler setting left behind."""
+    """Use one thread, since a second one only slows small matrices on a busy machine; reset the compiler's stance."""
     torch.set_num_threads(1)
     yield
     torch.compiler.set_stance("default")

@@ -95,7 +95,7 @@ def test_an_average_that_would_be_dropped_is_an_error(command: str, finished_run
     with pytest.raises(SystemExit) as exit:
         main([*_without_averaging(arguments(finished_run.data, tmp_path / "runs")), *settings])
     sentence = str(exit.value.code)
-    assert sentence.startswith(f"error: {finished_run.checkpoint} holds an average of weights and the configuration")
+    assert sentence.startswith(f"error: {finished_run.checkpoint} holds averaged weights, but the configuration")
     assert "--averaging components.averages.SnapshotMean" in sentence
     assert ("--last_weights" in sentence) == (command == "validate")  # fit has no such option
     assert not (tmp_path / "runs").exists()
@@ -108,7 +108,7 @@ def _without_averaging(arguments: list[str]) -> list[str]:
 def test_an_average_of_another_kind_is_an_error(finished_run: FinishedRun, refusal: Callable[..., str]) -> None:
     sentence = refusal(ckpt_path=finished_run.checkpoint, averaging="tests.callbacks.toy.OtherMean")
     kind = "components.averages.SnapshotMean"
-    assert f"an average by {kind} and the configuration asks for tests.callbacks.toy.OtherMean; give " in sentence
+    assert f"average is a {kind}, but the configuration asks for tests.callbacks.toy.OtherMean; give " in sentence
     assert f"--averaging {kind}" in sentence
 
 

@@ -243,7 +243,7 @@ def test_validate_scores_the_last_weights_where_there_is_no_average_yet(module: 
 
 def test_an_average_of_another_kind_is_refused() -> None:
     state = Averaging(SnapshotMean()).state_dict()
-    with pytest.raises(UserError, match=r"by components.averages.SnapshotMean and .*\.Latest; give --av"):
+    with pytest.raises(UserError, match=r"average is a components.averages.SnapshotMean, but .*\.Latest; give --av"):
         Averaging(Latest()).load_state_dict(state)
 
 

@@ -46,7 +46,7 @@ def test_a_log_in_the_public_scripts_words() -> None:
     assert log.bytes_model == 15425120  # compressed, not the plain state
 
 
-def test_a_text_that_says_nothing() -> None:
+def test_a_text_without_figures() -> None:
     log = parse_log("hello\nstep by step\n")
     assert log.step_stop is None
     assert log.val_bpb is None
