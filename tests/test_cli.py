@@ -150,7 +150,7 @@ def test_weights_come_from_one_place(first: str, second: str, refusal: Callable[
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "some.safetensors"}, {"artifact": "some.golf"}])
 def test_last_weights_are_a_checkpoints(settings: dict[str, str], refusal: Callable[..., str]) -> None:
-    assert "--last_weights true is about a checkpoint" in refusal(last_weights="true", **settings)
+    assert "--last_weights true applies to a checkpoint" in refusal(last_weights="true", **settings)
 
 
 def test_the_trainers_callbacks_are_in_order(finished_run: FinishedRun) -> None:
