@@ -19,7 +19,7 @@ from components.scoring import ScoringConfig, WindowLoader
 from datamodules.shards import find_shards
 from datamodules.shuffled import ShuffledLoader
 from datamodules.stream import SpanLoader, StreamLoader, TokenStream, to_device
-from datamodules.tokenizer import load_tokenizer
+from datamodules.tokenizer import check_vocabulary, load_tokenizer
 
 
 class FineWeb(LightningDataModule):
@@ -77,7 +77,8 @@ class FineWeb(LightningDataModule):
         """Open the data, and give the trainer the accumulation that the number of ranks leaves.
 
         Raises:
-            UserError: A shard, the tokenizer or the batch is not what it should be.
+            UserError: A shard or the tokenizer cannot be read, they do not belong together, or the batch does not
+                divide into micro-batches for the ranks.
         """
         assert self.trainer is not None
         tokenizer = load_tokenizer(self.tokenizer_path)
@@ -97,9 +98,10 @@ class FineWeb(LightningDataModule):
                 f"The validation shards in {self.path} hold {wanted} ids, and scoring needs at least two; "
                 "download or prepare them again."
             )
+        ids = np.array(shards.take(0, wanted), dtype=np.int32)
+        check_vocabulary(ids, self.vocab_size, self.path)
         # One copy on the device, for all loaders.
-        ids = torch.from_numpy(np.array(shards.take(0, wanted), dtype=np.int32))
-        return ids.to(self.trainer.strategy.root_device)
+        return torch.from_numpy(ids).to(self.trainer.strategy.root_device)
 
     def _open_train_loader(self) -> StreamLoader:
         assert self.trainer is not None

@@ -197,8 +197,14 @@ def set_up(folder: Path, world_size: int = 1, rank: int = 0, **settings: Any) ->
     """A DataModule of two micro-batches of two sequences of 16, ready to fit."""
     data = FineWeb(
         path=str(folder),
-        tokenizer_path=str(folder / "tokenizer.model"),
-        **{"train_batch_tokens": 64, "train_seq_len": 16, "train_micro_batches": 2, "order": "shuffled", **settings},
+        **{
+            "tokenizer_path": str(folder / "tokenizer.model"),
+            "train_batch_tokens": 64,
+            "train_seq_len": 16,
+            "train_micro_batches": 2,
+            "order": "shuffled",
+            **settings,
+        },
     )
     data.trainer = SimpleNamespace(
         global_rank=rank,
@@ -251,3 +257,23 @@ def test_a_checkpoint_goes_on_under_another_number_of_ranks(data_folder: Path) -
 def test_a_seed_below_zero_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.shuffle_seed is -1; set it to at least 0"):
         FineWeb(shuffle_seed=-1)
+
+
+@needs_sample
+@pytest.mark.parametrize(
+    ("shards", "tokenizer", "message"),
+    [
+        (
+            8192,
+            1024,
+            r"token id \d+ at position \d+ of .*fineweb_val_000000\.bin is outside the vocabulary of 1024: give",
+        ),
+        (1024, 8192, r"validation shards in .*sp1024 use no id above 1023 of a vocabulary of 8192"),
+    ],
+)
+def test_shards_of_another_vocabulary_are_refused(shards: int, tokenizer: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        set_up(
+            SAMPLE / f"datasets/fineweb10B_sp{shards}",
+            tokenizer_path=str(SAMPLE / f"tokenizers/fineweb_{tokenizer}_bpe.model"),
+        )
