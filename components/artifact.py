@@ -57,7 +57,7 @@ MAX_FILE_BYTES = 3 * MAX_ELEMENTS
 MAGIC = b"\x89GOLF\r\n\x1a"
 VERSION = 1
 
-Setting = bool | int | float | str
+Setting = bool | int | float | str | None
 
 _PREAMBLE = struct.Struct("<8sIIIQ")
 _DIGEST_BYTES = 16

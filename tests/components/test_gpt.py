@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from components.attention import rotary_tables, rotate
+from components.embeddings import BigramHash, SmearGate
 from components.errors import UserError
-from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, load_weights, rotary_tables, rotate
+from components.gpt import GPT, GPTConfig, load_weights
 from components.layers import Fakeable
 from components.public_artifact import read_public_artifact
 from components.quantization import Nearest, load_state, store
