@@ -273,4 +273,5 @@ def test_it_records_what_it_read(numbered: Path) -> None:
         "train_shards": ["fineweb_train_000000.bin"],
         "train_ids": NUM_IDS,
         "train_positions": [0, 2 * 8 * SPAN],
+        "train_order": "in_order",
     }
