@@ -24,6 +24,7 @@ from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
 from callbacks.late_qat import LateQAT
+from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
 from callbacks.run_log import RunLog
@@ -75,6 +76,7 @@ class GolfCLI(LightningCLI):
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Schedule, "schedule")
+        parser.add_lightning_class_args(Loops, "loops")
         parser.add_lightning_class_args(LateQAT, "late_qat")
         parser.add_argument(
             "--averaging",

@@ -155,6 +155,7 @@ RECIPE = {
     "averaging.init_args.every_n_steps": 50,
     "averaging.init_args.only_under_qat": False,
     "late_qat.start_fraction": 0.85,
+    "loops.start_fraction": 0.0,
     "export.keep_last_k_fp16": 1,
     "export.storage": [
         {"names": "*", "storage": "float16", "at_most": 65_536, "qat": False},
