@@ -66,14 +66,25 @@ def matrix_rate() -> float:
     return 2 * size**3 / in_turn({"product": lambda: torch.mm(a, b)}, repeats=10)["product"]
 
 
+def in_linears(module: nn.Module) -> int:
+    """Weights of the linear layers in a module."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, Linear))
+
+
 def products_per_token(config: GPTConfig, seq_len: int) -> float:
-    """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3."""
+    """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3.
+
+    A looped layer counts as often as the looped order runs it.
+    """
     with torch.device("meta"):
         network = GPT(config)
-    in_linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, Linear))
+    encoder, decoder = config.layer_order(looping=True)
+    order = encoder + decoder
+    in_linear = sum(in_linears(network.blocks[layer]) for layer in order)
+    in_linear += in_linears(network) - in_linears(network.blocks)
     if config.tie_embeddings:
         in_linear += network.tok_emb.weight.numel()  # the head; the tables themselves are looked up, not multiplied by
-    attention = 2 * config.num_layers * seq_len * config.model_dim  # queries with keys and values, half of the square
+    attention = 2 * len(order) * seq_len * config.model_dim  # queries with keys and values, half of the square
     return 2 * in_linear + attention
 
 

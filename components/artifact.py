@@ -59,7 +59,7 @@ MAX_FILE_BYTES = 3 * MAX_ELEMENTS
 MAGIC = b"\x89GOLF\r\n\x1a"
 VERSION = 2
 
-Setting = bool | int | float | str
+Setting = bool | int | float | str | None
 
 _NUM_KINDS = {1: 5, VERSION: NUM_KINDS}
 """How many kinds of planes the values of a file of each version may have."""

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 from components.quantization import load_state
 from components.errors import UserError
-from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, rotary_tables, rotate
+from components.attention import rotary_tables, rotate
+from components.embeddings import BigramHash, SmearGate
+from components.gpt import GPT, GPTConfig
 from components.public_artifact import read_public_artifact
 from datamodules.shards import find_shards, open_shard
 from tests.support import (
