@@ -22,7 +22,7 @@ def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tenso
     several times a pass sums over its runs. Source: Frantar et al., GPTQ, arXiv 2210.17323.
 
     One eager pass, whether or not the network is compiled, that keeps no inputs. Under autocast the inputs are of its
-    dtype; the sums are float32.
+    dtype; the sums are of the weights', float32.
 
     Args:
         network: The network.
@@ -63,11 +63,11 @@ def _summed(sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 
 
 def _zeros(weight: Tensor) -> Tensor:
-    return torch.zeros(weight.size(1), weight.size(1), device=weight.device)
+    return weight.new_zeros(weight.size(1), weight.size(1))
 
 
 def _add(total: Tensor, inputs: Tensor) -> None:
-    """Add ``x x^T`` of every position to a sum, in float32."""
-    x_NC = inputs.flatten(0, -2).float()
+    """Add ``x x^T`` of every position to a sum, in the sum's dtype."""
+    x_NC = inputs.flatten(0, -2).to(total.dtype)
     with torch.autocast(total.device.type, enabled=False):
         total.addmm_(x_NC.T, x_NC)

@@ -105,8 +105,7 @@ class GPTQ(Quantizer):
                 )
         rest = {name: matrix for name, matrix in matrices.items() if name not in calibrated}
         stored = Nearest(self.row_max_floor).quantize_all(rest, storages)
-        scales = {name: self._scales(name, matrices[name], storages[name]) for name in calibrated}
-        codes = self._codes(matrices, scales, {name: LARGEST_CODE[storages[name]] for name in calibrated})
+        codes, scales = self._round({name: matrices[name].float() for name in calibrated}, storages)
         for name in calibrated:
             stored[name] = StoredTensor(storages[name], codes[name].cpu(), scales[name].half().cpu())
         return stored
@@ -115,33 +114,35 @@ class GPTQ(Quantizer):
         """Not to be had: codes depend on the calibration, not on the weight alone."""
         raise AssertionError("late QAT must refuse a quantizer that is calibrated")
 
+    def _round(
+        self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """int8 codes and float32 scales of calibrated matrices, each computed on one rank and then given to all."""
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        groups: dict[tuple[torch.Size, Storage], list[str]] = {}
+        for name, matrix in matrices.items():
+            groups.setdefault((matrix.shape, storages[name]), []).append(name)
+        codes = {name: torch.zeros_like(matrix, dtype=torch.int8) for name, matrix in matrices.items()}
+        scales = {name: torch.zeros(matrix.size(0), device=matrix.device) for name, matrix in matrices.items()}
+        for (_, storage), names in groups.items():
+            mine = names[rank::world_size]
+            if not mine:
+                continue
+            scales.update({name: self._scales(name, matrices[name], storage) for name in mine})
+            weights, hessians, steps = (
+                torch.stack([of[name] for name in mine]) for of in (matrices, self.hessians, scales)
+            )
+            codes.update(zip(mine, compensated_codes(weights, hessians, steps, LARGEST_CODE[storage]), strict=True))
+        if world_size > 1:
+            for share in (*codes.values(), *scales.values()):
+                dist.all_reduce(share)  # of the other ranks' zeros
+        return codes, scales
+
     def _scales(self, name: str, matrix: Tensor, storage: Storage) -> Tensor:
         sigmas = self.table_sigmas if name in TABLES else self.matrix_sigmas
         if sigmas:
             return sigma_scales(matrix, storage, sigmas)
         return row_max_scales(matrix, storage, self.row_max_floor)
-
-    def _codes(
-        self, matrices: Mapping[str, Tensor], scales: Mapping[str, Tensor], largest: Mapping[str, int]
-    ) -> dict[str, Tensor]:
-        """int8 codes of the matrices that have scales, each computed on one rank and then the same on all."""
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        groups: dict[tuple[torch.Size, int], list[str]] = {}
-        for name in scales:
-            groups.setdefault((matrices[name].shape, largest[name]), []).append(name)
-        codes = {name: torch.zeros_like(matrices[name], dtype=torch.int8) for name in scales}
-        for (_, largest_code), names in groups.items():
-            mine = names[rank::world_size]
-            if mine:
-                weights, hessians, steps = (
-                    torch.stack([of[name].float() for name in mine]) for of in (matrices, self.hessians, scales)
-                )
-                found = compensated_codes(weights, hessians, steps, largest_code)
-                codes.update(zip(mine, found, strict=True))
-        if world_size > 1:
-            for name in codes:
-                dist.all_reduce(codes[name])  # the other ranks have zeros
-        return codes
 
 
 def sigma_scales(weight: Tensor, storage: Storage, sigmas: float) -> Tensor:
@@ -149,8 +150,8 @@ def sigma_scales(weight: Tensor, storage: Storage, sigmas: float) -> Tensor:
 
     ``float16(sigmas * std(row) / c)``, the deviation with Bessel's correction; at least float16's least normal.
     """
-    deviations = weight.double().std(dim=1, correction=min(1, weight.size(1) - 1))
-    return round_to_float16((sigmas * deviations / LARGEST_CODE[storage]).float().clamp_min(SMALLEST_SCALE))
+    scales = sigmas * weight.float().std(dim=1) / LARGEST_CODE[storage]
+    return round_to_float16(scales.clamp_min(SMALLEST_SCALE))
 
 
 def compensated_codes(weights_GRC: Tensor, hessians_GCC: Tensor, scales_GR: Tensor, largest: int) -> Tensor:
@@ -160,7 +161,7 @@ def compensated_codes(weights_GRC: Tensor, hessians_GCC: Tensor, scales_GR: Tens
 
     Args:
         weights_GRC: float32, the matrices.
-        hessians_GCC: float32, of each matrix.
+        hessians_GCC: Of each matrix, of any float dtype.
         scales_GR: float32, of each row.
         largest: The largest code.
     """
