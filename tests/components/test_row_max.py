@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from components.errors import UserError
 from components.quantization import Nearest, Quantizer, StoredTensor, fake_quantize, quantize
-from components.storage import Storage
-from tests.support import SHARED, needs_compiler
+from components.storage import Storage, StorageRule
+from tests.components.test_ladder_golden import MID, mean_loss, mid_network, needs_mid, read_json
+from tests.support import needs_compiler
 
-CASES = SHARED / "golden_mid" / "quantiser_cases.npz"
-needs_cases = pytest.mark.skipif(not CASES.is_file(), reason=f"the quantizer cases are not at {CASES}")
-
+CASES = MID / "quantiser_cases.npz"
+LINEARS = ("c_q", "c_k", "c_v", "proj", "fc")
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT7: 63}
 RECORD = Nearest(row_max_floor=1.0)
 FLOORS = (0.0, 0.3, 1.0)
@@ -41,7 +41,7 @@ weights = st.builds(
 )
 
 
-@needs_cases
+@needs_mid
 @pytest.mark.parametrize("case", range(3))
 def test_a_floor_of_one_gives_the_int6_of_the_record_of_21_march(case: int) -> None:
     cases = np.load(CASES)
@@ -50,7 +50,7 @@ def test_a_floor_of_one_gives_the_int6_of_the_record_of_21_march(case: int) -> N
     assert np.array_equal(stored.scales.numpy(), cases[f"{case}.row_max.scales"])
 
 
-@needs_cases
+@needs_mid
 @pytest.mark.parametrize("floor", FLOORS)
 @pytest.mark.parametrize("case", range(3))
 def test_int8_tables_are_the_records_whatever_the_floor(case: int, floor: float) -> None:
@@ -125,3 +125,16 @@ def test_the_function_has_the_floor_too() -> None:
     assert (
         fake_quantize(weight, Storage.INT5, 1.0).tolist() == quantize(weight, Storage.INT5, 1.0).dequantize().tolist()
     )
+
+
+@needs_mid
+def test_late_qat_with_the_floor_gives_the_record_of_21_march_its_loss() -> None:
+    network = mid_network(mlp_leak=0.0, xsa_last_n=2)
+    rules = [
+        StorageRule("*emb*.weight", "float16"),
+        *(StorageRule(f"*.{name}.weight", "int6", qat=True) for name in LINEARS),
+    ]
+    network.enable_fake_quantization([*rules, StorageRule("*", "float16")], RECORD)
+    golden = read_json(MID, "forward_gradients.json")["earlier_scripts_same_weights"]
+    expected = golden["2026-03-21 (relu^2, XSA last 2, no value embedding)"]["mean_loss_int6_fake_quantised"]
+    assert mean_loss(network, MID) == pytest.approx(expected, abs=1e-4)
