@@ -30,8 +30,9 @@ class Averaging(Reporter):
         self.last_weights = last_weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move the average of a resumed run to the parameters' device."""
+        """Move the average of a resumed run to the parameters' device, and show it the weights it starts from."""
         self.average.to(pl_module.device)
+        self.average.start(dict(network_of(pl_module).named_parameters()))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

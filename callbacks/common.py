@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -118,6 +118,9 @@ class RunData(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """The run summary's fields about the data that was read."""
+
+    def calibration_batches(self, num_batches: int) -> Iterable[Tensor]:
+        """Input ids of the run's first micro-batches, this rank's share of so many, on its device."""
 
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """A micro-batch of dummy ids."""

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from callbacks.common import Reporter, announce, network_of
+from callbacks.common import Reporter, announce, data_of, network_of
 from callbacks.scoring import score_result, score_summary
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
 from components.compression import require_zstandard
@@ -84,6 +84,7 @@ class Export(Reporter):
         network = network_of(pl_module)
         float_state = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
+        self._calibrate(trainer, network)
         stored = self._store(network)
         path = self.artifact_path(trainer)
         data, facts, error = b"", {}, None
@@ -105,6 +106,14 @@ class Export(Reporter):
         network.load_state_dict(float_state)
         self._facts = {**facts, "eval_time_seconds": seconds}
         self._announce(trainer, self.float_score, self.score)
+
+    def _calibrate(self, trainer: Trainer, network: GPT) -> None:
+        """Let the quantizer see the weights to export at work on training data, in the precision of validations."""
+        num_batches = self.quantizer.calibration_batches
+        if num_batches:
+            with trainer.precision_plugin.val_step_context():
+                self.quantizer.calibrate(network, data_of(trainer).calibration_batches(num_batches))
+            announce(trainer, "export", f"calibrated on {num_batches} micro-batches of training data")
 
     @torch.no_grad()
     def _store(self, network: GPT) -> dict[str, StoredTensor]:

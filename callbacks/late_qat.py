@@ -44,6 +44,18 @@ class LateQAT(Reporter):
         self.start_step: int | None = None
         self.start_seconds: float | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a quantizer whose codes the weights alone do not decide.
+
+        Raises:
+            UserError: The quantizer is calibrated.
+        """
+        if self.start_fraction < 1 and self.quantizer.calibration_batches:
+            raise UserError(
+                f"late QAT cannot fake what {type(self.quantizer).__name__} stores, which depends on its calibration; "
+                "set late_qat.start_fraction to 1 (never), or export.quantizer to Nearest."
+            )
+
     @property
     def active(self) -> bool:
         """Whether the run has switched."""

@@ -318,10 +318,17 @@ class GPT(nn.Module):
         return {name: p.shape for name, p in self.named_parameters()}
 
     def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
-        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
+        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
+        x = self.head_input(input_ids_BT, num_scored)
+        head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
+        z = F.linear(x, head.to(x.dtype)).float()
+        return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
-        The last step's queries, its MLP and the head are computed for those positions alone: exact, since nothing
-        else looks at the others.
+    def head_input(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
+        """What the head multiplies for the last ``num_scored`` positions S, [B, S, C].
+
+        The last step's queries and its MLP are computed for those positions alone: exact, since nothing else looks at
+        the others.
         """
         device = input_ids_BT.device
         dtype = (
@@ -343,9 +350,7 @@ class GPT(nn.Module):
                 x = self._join(x, skips.pop(), step)
             last = step == len(decoder) - 1
             x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_positions)
-        head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
-        z = F.linear(rms_norm(x), head.to(dtype)).float()
-        return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
+        return rms_norm(x)
 
     def _embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """The stream's first state [B, T, C], in ``dtype``: normed, and smeared before the norm or after it."""

@@ -178,6 +178,18 @@ class FineWeb(LightningDataModule):
         assert self._train_loader is not None
         return self._train_loader.epoch
 
+    def calibration_batches(self, num_batches: int) -> Iterator[Tensor]:
+        """Input ids [sequences, train_seq_len] of the stream's first micro-batches, this rank's share of so many.
+
+        They are on the rank's device. The stream that is trained on stays where it is.
+        """
+        assert self.trainer is not None
+        loader = self._open_train_loader()
+        loader.position = 0
+        share = range(self.trainer.global_rank, num_batches, self.trainer.world_size)
+        for (input_ids, _), _ in zip(loader, share, strict=False):
+            yield input_ids.to(self.trainer.strategy.root_device)
+
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Made-up input and target ids in a micro-batch's form, [sequences, train_seq_len] each."""
         assert self._train_loader is not None
