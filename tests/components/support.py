@@ -64,7 +64,7 @@ def gaussian_state(num_layers: int, dim: int, vocab: int, buckets: int) -> dict[
     }
 
 
-def sealed(header: bytes, model: bytes, values: bytes, version: int = 1) -> bytes:
+def sealed(header: bytes, model: bytes, values: bytes, version: int = 2) -> bytes:
     """A file of these parts whose lengths and checksum are right, whatever else is not."""
     preamble = struct.pack(
         "<8sIIIQ", b"\x89GOLF\r\n\x1a", version, len(header), len(model), 44 + len(header) + len(model) + len(values)
