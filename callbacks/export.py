@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from callbacks.common import Reporter, announce, data_of, network_of
+from callbacks.clock import Clock
+from callbacks.common import Reporter, announce, data_of, find, network_of
 from callbacks.scoring import score_result, score_summary
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
 from components.compression import require_zstandard
@@ -111,9 +113,14 @@ class Export(Reporter):
         """Let the quantizer see the weights to export at work on training data, in the precision of validations."""
         num_batches = self.quantizer.calibration_batches
         if num_batches:
+            started = time.perf_counter()
             with trainer.precision_plugin.val_step_context():
                 self.quantizer.calibrate(network, data_of(trainer).calibration_batches(num_batches))
-            announce(trainer, "export", f"calibrated on {num_batches} micro-batches of training data")
+            seconds = time.perf_counter() - started
+            find(trainer, Clock).charge(seconds)
+            announce(
+                trainer, "export", f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
+            )
 
     @torch.no_grad()
     def _store(self, network: GPT) -> dict[str, StoredTensor]:
