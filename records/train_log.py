@@ -41,7 +41,7 @@ class TrainLog:
         losses: training loss in nats by optimizer step.
         validations: bits per byte of the validations during training, by optimizer step.
         step_stop: the last optimizer step.
-        train_seconds: training time at the end, in seconds.
+        train_seconds: training time at the end, in seconds; not that of a step before it.
         train_seconds_within: how far that may be off: early steps are logged in tenths of minutes.
         world_size: processes, one a GPU.
         device: ``cuda`` or ``cpu``, which only this project's logs say.
@@ -162,10 +162,9 @@ class _Gathered:
             self.losses[step] = float(found["train"])
         if found["val"] is not None:
             self.validations[step] = float(found["val"])
-        if found["time"] is not None:
+        if found["time"] is not None and found["of"] == found[1]:  # the last of the steps that were to be
             self._stop(step, float(found["time"]), found["unit"])
-        else:
-            self.counts["step_stop"] = step
+        self.counts["step_stop"] = step
 
     def _stop(self, step: int, time: float, unit: str) -> None:
         self.counts["step_stop"] = step
@@ -191,7 +190,7 @@ _WITHIN = {"m": 3.0}
 """Seconds that a time in this unit may be off: minutes come with one decimal."""
 
 _STEP = re.compile(
-    rf"(?:validation )?(?:step[: ])?{_COUNT}(?:/\d+)? "
+    rf"(?:validation )?(?:step[: ])?{_COUNT}(?:/(?P<of>\d+))? "
     rf"(?:train_loss[: ] ?{_named('train')}|val_loss[: ] ?\S+ val_bpb[: ] ?{_named('val')})"
     rf"(?: (?:train_time|elapsed):? ?{_named('time')} ?(?P<unit>ms|m|s)\b)?"
 )

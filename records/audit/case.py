@@ -13,7 +13,7 @@ from typing import Any
 
 from records.audit.contained import Ended, Limits, Runner
 from records.audit.folder import Artifact, Run, Submission
-from records.audit.verdicts import Failed, Unknown, Word
+from records.audit.verdicts import Failed, Unknown, Word, printable
 from records.train_log import TrainLog
 
 _HERE = Path(__file__).parent
@@ -135,7 +135,8 @@ class Case:
         """Let the script itself do something, beside its folder's other code."""
         name, _ = self.script()
         command = [sys.executable, "-I", str(_HERE / "stranger.py"), job, name, *arguments]
-        return self.box.run(command, {**self.submission.code, **files}, limits, keep, secret, f"{job} {name}")
+        doing = printable(f"{job} {name}")
+        return self.box.run(command, {**self.submission.code, **files}, limits, keep, secret, doing)
 
     def run_own(
         self,
@@ -148,7 +149,7 @@ class Case:
     ) -> Ended:
         """Let this project's code do something with the folder's bytes."""
         command = [sys.executable, "-I", str(_HERE / "own.py"), job, *arguments]
-        return self.box.run(command, files, limits, keep, doing=doing)
+        return self.box.run(command, files, limits, keep, doing=printable(doing))
 
     def _own(self, job: str, name: str, data: bytes, limits: Limits, doing: str) -> dict[str, Any]:
         ended = self.run_own(job, [name], {name: data}, limits, ["result.json"], doing)

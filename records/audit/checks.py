@@ -7,7 +7,7 @@ from collections.abc import Callable
 from records.audit import figure_checks, model_checks
 from records.audit.case import Case, Check
 from records.audit.folder import Run
-from records.audit.verdicts import Failed, Look, State, Unknown, Verdict, Word
+from records.audit.verdicts import Failed, Look, State, Unknown, Verdict, Word, printable
 
 GROUPS: tuple[tuple[Check, ...], ...] = (
     (
@@ -42,6 +42,8 @@ GROUPS: tuple[tuple[Check, ...], ...] = (
 )
 """Groups of checks of the folder or of each run, in the order in which they are made."""
 
+_MAX_DETAIL = 2000
+
 
 def audit(case: Case, say: Callable[[str], None] = lambda name: None) -> list[Verdict]:
     """Make every check.
@@ -55,12 +57,13 @@ def audit(case: Case, say: Callable[[str], None] = lambda name: None) -> list[Ve
         of_runs = group[0].of_run is not None
         for run in case.submission.runs if of_runs else (None,):
             for check in group:
-                say(check.name if run is None else f"{check.name}, {run.name}".removesuffix(", "))
-                verdicts.append(_verdict(check, case, run))
+                say(check.name if run is None else printable(f"{check.name}, {run.name}").removesuffix(", "))
+                verdicts.append(judge(check, case, run))
     return verdicts
 
 
-def _verdict(check: Check, case: Case, run: Run | None) -> Verdict:
+def judge(check: Check, case: Case, run: Run | None) -> Verdict:
+    """Make one check, of the folder or of a run."""
     state = State.PASS
     try:
         if check.of_folder is not None:
@@ -75,4 +78,5 @@ def _verdict(check: Check, case: Case, run: Run | None) -> Verdict:
         state, detail = State.UNKNOWN, str(unknown)
     except Look as look:
         state, detail = State.LOOK, str(look)
-    return Verdict(check.name, run.name if run is not None else "", state, check.word, detail)
+    name = run.name if run is not None else ""
+    return Verdict(check.name, printable(name), state, check.word, printable(detail[:_MAX_DETAIL]))

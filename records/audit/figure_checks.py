@@ -14,7 +14,7 @@ from records.audit.case import Case, are_counts, are_texts, is_count, need_log, 
 from records.audit.claims import CREDITS, Claims, Number
 from records.audit.folder import Run
 from records.audit.script_text import imported_names
-from records.audit.verdicts import Failed, Unknown, printable
+from records.audit.verdicts import Failed, Unknown
 from records.figures import Figure, agree
 from records.statistics import compare, describe
 from records.train_log import Scoring, TrainLog
@@ -34,8 +34,11 @@ SECONDS_ROUNDING = 0.5
 """The most that rounding may excuse, in nats or bits per byte and in seconds: three decimals, and whole seconds."""
 
 _SCORES = ("val_loss", "val_bpb", "pre_quant_val_loss", "pre_quant_val_bpb")
-_IN_RECORD = {"steps": "step_stop", "train_seconds": "wallclock_seconds", "eval_seconds": "eval_time_seconds"}
-"""What this project's records call figures, where it is another name."""
+_IN_RECORD = {
+    **{name: name for name in (*_SCORES, "bytes_model", "num_params")},
+    **{"steps": "step_stop", "train_seconds": "wallclock_seconds", "eval_seconds": "eval_time_seconds"},
+}
+"""What this project's records call the figures that must be in them as they are claimed."""
 
 
 # --- Files and sizes ---
@@ -59,7 +62,7 @@ def submission_json(case: Case) -> str:
     claims = case.submission.claims
     if case.submission.no_claims:
         raise Failed(case.submission.no_claims)
-    wrong = [printable(text) for text in claims.wrong]
+    wrong = list(claims.wrong)
     if "val_bpb" not in claims.top:
         wrong.append("val_bpb is missing")
     if wrong:
@@ -72,17 +75,18 @@ def submission_json(case: Case) -> str:
 def code_bytes(case: Case) -> str:
     """The script, and the Python beside it that it imports, have the size that is claimed."""
     counted = _counted_code(case)
+    code = sum(map(len, counted.values()))
     claimed = case.submission.claims.top.get("bytes_code")
-    total = case.submission.claims.top.get("bytes_total")
     lengths = [length for part, length in case.reading.lengths.items() if part]
-    said = f"{sum(map(len, counted.values())):,} bytes ({', '.join(map(printable, counted))})"
+    said = f"{code:,} bytes ({', '.join(map(str, counted))})"
     said += f", {sum(lengths):,} unpacked" if lengths else ""
     if claimed is None:
         return f"{said}, not claimed"
-    if claimed == sum(map(len, counted.values())):
+    if claimed == code:
         return said
-    if total in [run.log.bytes_total for run in case.submission.runs if run.log is not None and total is not None]:
-        raise Unknown(f"{said}, claimed {claimed:,}; the claimed total is the log's all the same")
+    totals = [run.log.bytes_model + code for run in case.submission.runs if run.log and run.log.bytes_model is not None]
+    if case.submission.claims.top.get("bytes_total") in totals:
+        raise Unknown(f"{said}, claimed {claimed:,}; the claimed total has them as they are")
     raise Failed(f"{said}, submission.json says {claimed:,}")
 
 
@@ -195,13 +199,13 @@ def _only_on_the_track(case: Case, log: TrainLog, said: str) -> None:
     count = re.search(r"(\d{1,4})\s*[xX]", claims.hardware)
     other = None
     if claims.track and TRACK not in claims.track:
-        other = f"the track {printable(claims.track)}"
+        other = f"the track {claims.track}"
     elif log.world_size is not None and log.world_size != NUM_GPUS:
-        other = f"{log.world_size} of what the log calls {log.device or 'GPUs'}"
+        other = f"{log.world_size} x {'CPU' if log.device == 'cpu' else 'GPU'}"
     elif log.device == "cpu":
         other = "CPUs"
     elif claims.hardware and (GPU not in claims.hardware or (count and int(count[1]) != NUM_GPUS)):
-        other = printable(claims.hardware)
+        other = claims.hardware
     if other is not None:
         raise Unknown(f"{said}, on {other}, where the limit is for {NUM_GPUS} x {GPU} and the track {TRACK}")
 
@@ -268,18 +272,19 @@ def _claimed_scoring(run: Run) -> Scoring | None:
 
 
 def _compare_with_record(run: Run) -> None:
-    for name, claimed in run.claims.items():
-        said = (run.record or {}).get(_IN_RECORD.get(name, name), claimed)
+    for name in _IN_RECORD.keys() & run.claims.keys():
+        claimed = run.claims[name]
+        said = (run.record or {}).get(_IN_RECORD[name], claimed)
         number = isinstance(said, int | float) and not isinstance(said, bool)
         if not number or not math.isclose(claimed, said, rel_tol=1e-9):
-            raise Failed(f"{name} is claimed to be {claimed}, the run's record says {printable(repr(said)[:60])}")
+            raise Failed(f"{name} is claimed to be {claimed}, the run's record says {repr(said)[:60]}")
 
 
 def _evidence_elsewhere(case: Case) -> list[str]:
     """What the submission itself says is missing here, so that a reviewer would ask for it first."""
     claims, folder = case.submission.claims, case.submission
     absent = [name for name in claims.folders if not any(f"/{name}" in f"/{file}" for file in folder.names)]
-    said = [f"submission.json names {', '.join(map(printable, absent))}, which is not here"] if absent else []
+    said = [f"submission.json names {', '.join(map(str, absent))}, which is not here"] if absent else []
     if not claims.seeds and claims.num_seeds > folder.num_logs:
         said.append(f"it speaks of {claims.num_seeds} seeds, and here are logs of {folder.num_logs}")
     return said
@@ -288,9 +293,10 @@ def _evidence_elsewhere(case: Case) -> list[str]:
 def seeds(case: Case) -> str:
     """Seeds, their results and their logs are of each other, none twice and none left out."""
     claims = case.submission.claims
-    if claims.listed is None:
+    results = sorted(claims.seeds)
+    listed = results if claims.listed is None else sorted(claims.listed)
+    if not listed:
         raise Unknown("submission.json lists no seeds")
-    listed, results = sorted(claims.listed), sorted(claims.seeds)
     logs = sorted(run.seed for run in case.submission.runs if run.log is not None and run.seed is not None)
     said = f"seeds {listed}, results of {results}, logs of {logs}"
     if len(set(listed)) < len(listed) or (results and results != listed) or not set(logs) <= set(listed):
@@ -386,7 +392,7 @@ def trained_on_train(case: Case, run: Run) -> str:
     )
     strange = [name for name in train if not name.startswith("fineweb_train_") or name in val]
     if strange:
-        raise Failed(f"trained on {', '.join(map(printable, strange))}")
+        raise Failed(f"trained on {', '.join(map(str, strange))}")
     if len(positions) != 2 or not positions[0] < positions[1]:
         raise Failed(f"the positions {positions} of the stream are none")
     return f"ids [{positions[0]:,}, {positions[1]:,}) of a stream of {ids:,} in {len(train)} train shards"
@@ -410,7 +416,7 @@ def targets_once(case: Case, run: Run) -> str:
         raise Failed(f"{scored:,} scores in {windows:,} windows, where {ids - 1:,} targets make {due:,} windows")
     strange = [name for name in shards if not name.startswith("fineweb_val_")]
     if strange:
-        raise Failed(f"scored on {', '.join(map(printable, strange))}")
+        raise Failed(f"scored on {', '.join(map(str, strange))}")
     return f"{scored:,} targets in {windows:,} windows"
 
 

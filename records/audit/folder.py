@@ -13,7 +13,6 @@ from typing import Any
 
 from components.artifact import MAX_FILE_BYTES
 from records.audit.claims import Claims, Number, read_claims
-from records.audit.verdicts import printable
 from records.train_log import MAX_BYTES as MAX_LOG_BYTES
 from records.train_log import TrainLog, parse_log
 
@@ -39,7 +38,7 @@ class Artifact:
     """An exported file.
 
     Attributes:
-        name: its name, as it may be printed.
+        name: its name.
         suffix: ``.golf`` or ``.ptz``.
         data: its content.
     """
@@ -78,7 +77,7 @@ class Submission:
 
     Attributes:
         path: the folder.
-        names: the files in it, as they may be printed.
+        names: the files in it.
         refused: files that were not read, and why.
         claims: of its submission.json; nothing where there is none.
         no_claims: why there are none, "" where there are.
@@ -115,10 +114,10 @@ def read_folder(path: Path) -> Submission:
         try:
             claims, no_claims = read_claims(files["submission.json"]), ""
         except ValueError as error:
-            no_claims = printable(str(error))
+            no_claims = str(error)
     return Submission(
         path=path,
-        names=tuple(printable(name) for name in files),
+        names=tuple(files),
         refused=tuple(refused),
         claims=claims,
         no_claims=no_claims,
@@ -150,7 +149,7 @@ def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:
                 files[shown] = _read_file(path, min(left, _KINDS.get(path.suffix, 0)))
                 left -= len(files[shown])
             except ValueError as error:
-                refused.append(f"{printable(shown)} {error}")
+                refused.append(f"{shown} {error}")
     return files, refused
 
 
@@ -204,16 +203,18 @@ def _runs(files: Mapping[str, bytes], claims: Claims) -> list[Run]:
             artifact=_artifact(exported[0], files) if len(exported) == 1 else None,
             record=_record(files[recorded[0]]) if len(recorded) == 1 else None,
         )
-        if taken or recorded or seed in claims.seeds or alone:
+        if (
+            taken or recorded or alone
+        ):  # of a seed that is only claimed there is nothing to check; see the check `seeds`
             runs.append(run)
     for name in left:
         artifact = _artifact(name, files) if name in artifacts else None
-        runs.append(Run(printable(name), None, claims.top, False, logs.get(name), artifact))
+        runs.append(Run(name, None, claims.top, False, logs.get(name), artifact))
     return runs
 
 
 def _artifact(name: str, files: Mapping[str, bytes]) -> Artifact:
-    return Artifact(printable(name), Path(name).suffix, files[name])
+    return Artifact(name, Path(name).suffix, files[name])
 
 
 def _logs(files: Mapping[str, bytes]) -> dict[str, TrainLog]:

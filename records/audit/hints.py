@@ -39,9 +39,11 @@ class Hint:
 Found = Iterator[tuple[int, str]]
 
 
-def read_hints(texts: Mapping[str, str]) -> list[Hint]:
-    """All hints in a script's texts, by where each stands; a text that only unpacks another has none."""
+def read_hints(texts: Mapping[str, str], settings: Mapping[str, object]) -> list[Hint]:
+    """All hints in a script's texts, by where each stands, and in its settings."""
     hints = []
+    if settings.get("model.smear_across_documents") is True:
+        hints.append(Hint("gate across documents", "CONFIG", "smear_across_documents is true"))
     for part, text in texts.items():
         tree = ast.parse(text)
         for question, search in QUESTIONS.items():

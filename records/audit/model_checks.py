@@ -16,7 +16,7 @@ from records.audit.case import Case, FolderCheck, is_count
 from records.audit.contained import Ended, Limits
 from records.audit.folder import Artifact, Run
 from records.audit.hints import QUESTIONS
-from records.audit.verdicts import Failed, Look, Unknown, printable
+from records.audit.verdicts import Failed, Look, Unknown
 
 SAME_PRECISION_BPB = 1e-4
 OTHER_PRECISION_BPB = 1e-3
@@ -40,14 +40,14 @@ def artifact_loads(case: Case, run: Run) -> str:
     found = case.loaded(artifact)
     if found.why_not:
         if artifact.suffix == ".golf":
-            raise Failed(printable(found.why_not))
-        raise Unknown(f"not a format that this audit reads ({printable(found.why_not)})")
+            raise Failed(found.why_not)
+        raise Unknown(f"not a format that this audit reads ({found.why_not})")
     if found.settings is None:
         return f"{found.num_tensors} tensors, {found.num_params:,} values; the format does not say of what network"
     for name, value in found.settings.items():
         expected = case.reading.settings.get(f"model.{name}", value)
         if expected != value:
-            raise Failed(f"{name} is {value} in {artifact.name} and {printable(str(expected))} in the script")
+            raise Failed(f"{name} is {value} in {artifact.name} and {expected!s} in the script")
     said = [("the log", run.log and run.log.num_params), ("submission.json", _claimed_params(case, run))]
     for where, num_params in said:
         if num_params not in (None, found.num_params):
@@ -60,6 +60,8 @@ def score(case: Case, run: Run) -> str:
     artifact = _artifact_of(run)
     arguments = _validate_arguments(case, run)
     public = artifact.suffix != ".golf"
+    if why := case.loaded(artifact).why_not:
+        raise (Unknown if public else Failed)(why)
     if public:
         arguments += _public_network(case.reading.settings)
     file = f"model{artifact.suffix}"
@@ -72,7 +74,7 @@ def score(case: Case, run: Run) -> str:
         f"scoring {artifact.name}",
     )
     try:
-        said = _compared(ended, run)
+        said = _compared(ended, case, run)
     except _NoScoreError as error:
         if public:
             raise Unknown(f"this project's network does not score it ({error})") from error
@@ -88,11 +90,11 @@ def compiles(case: Case) -> str:
     name, _ = case.script()
     reading = case.reading
     if reading.newer:
-        raise Unknown(f"{_needs_newer_python()} ({printable(reading.why_not)})")
+        raise Unknown(f"{_needs_newer_python()} ({reading.why_not})")
     if reading.why_not:
-        raise Failed(f"{printable(name)}: {printable(reading.why_not)}")
-    inside = [f"{printable(part)} of {length:,} bytes" for part, length in reading.lengths.items() if part]
-    return printable(name) + (f", in it {', '.join(inside)}" if inside else "")
+        raise Failed(f"{name}: {reading.why_not}")
+    inside = [length for part, length in reading.lengths.items() if part]
+    return name + (f", in it {len(inside)} texts of {sum(inside):,} bytes" if inside else "")
 
 
 def imports(case: Case) -> str:
@@ -100,7 +102,7 @@ def imports(case: Case) -> str:
     report = _imported(case)
     used = report.get("stand_ins")
     said = f"on this CPU in {_number(report, 'seconds'):.1f} s, the network refused"
-    return said + (f"; stand-ins for {printable(', '.join(map(str, used)))}" if isinstance(used, list) and used else "")
+    return said + (f"; stand-ins for {', '.join(map(str, used))}" if isinstance(used, list) and used else "")
 
 
 def network(case: Case) -> str:
@@ -118,7 +120,7 @@ def network(case: Case) -> str:
             raise Failed(f"{num_params:,} parameters, but {where} says {claimed:,}")
     settings = report.get("settings")
     sizes = [
-        f"{name} {printable(str(settings[name])[:20])}"
+        f"{name} {str(settings[name])[:20]}"
         for name in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult", "vocab_size")
         if isinstance(settings, dict) and name in settings
     ]
@@ -145,7 +147,7 @@ def script_scores(case: Case, run: Run) -> str:
     arguments = ["validate", *_validate_arguments(case, run)[1:], "--artifact=model.golf"]
     ended = case.run_script("run", arguments, {"model.golf": artifact.data}, _SCORE, [_SUMMARY])
     try:
-        return _compared(ended, run)
+        return _compared(ended, case, run)
     except _NoScoreError as error:
         raise Failed(str(error)) from error
 
@@ -162,7 +164,7 @@ def look_for(question: str) -> FolderCheck:
             raise Unknown("the script could not be read")
         places = [f"{hint['place']}: {hint['why']}" for hint in case.reading.hints if hint["question"] == question]
         if places:
-            raise Look("; ".join(map(printable, places)))
+            raise Look("; ".join(map(str, places)))
         raise Unknown("nothing was seen by reading it, which shows little")
 
     look.__doc__ = f"never; {QUESTIONS[question].__doc__}"
@@ -226,26 +228,26 @@ def _public_network(settings: Mapping[str, Any]) -> list[str]:
     return [f"--model.{name}={settings[name]}" for name in known]
 
 
-def _compared(ended: Ended, run: Run) -> str:
+def _compared(ended: Ended, case: Case, run: Run) -> str:
     """A finished scoring beside the claim.
 
     Raises:
         Failed: they differ.
-        Unknown: there is nothing to compare it with.
+        Unknown: there is nothing to compare it with, or it is of a part of the text only.
         _NoScoreError: it did not finish.
     """
     if ended.stopped is not None or ended.code != 0 or _SUMMARY not in ended.kept:
-        raise _NoScoreError(printable(ended.last_line))
+        raise _NoScoreError(ended.last_line)
     try:
         found = json.loads(ended.kept[_SUMMARY])
         bpb, scored = _number(found, "val_bpb"), int(_number(found, "tokens_scored"))
     except (ValueError, RecursionError, Failed) as error:
         raise _NoScoreError("it left no score") from error
-    precision, record = printable(str(found.get("precision"))), run.record or {}
+    precision, record = str(found.get("precision")), run.record or {}
     if scored != record.get("tokens_scored", scored):
         raise Unknown(
             f"{bpb:.6f} bits per byte on the {scored:,} targets of this data, where the run scored "
-            f"{printable(str(record['tokens_scored'])[:20])}"
+            f"{str(record['tokens_scored'])[:20]}"
         )
     claimed = run.claims.get("val_bpb")
     if claimed is None:
@@ -253,6 +255,8 @@ def _compared(ended: Ended, run: Run) -> str:
     said = f"{bpb:.6f} bits per byte recomputed in {precision}, claimed {claimed:.6f}"
     if not abs(bpb - claimed) <= (SAME_PRECISION_BPB if precision == record.get("precision") else OTHER_PRECISION_BPB):
         raise Failed(said)
+    if most := _windows(case, run)[2]:
+        raise Unknown(f"{said}, but both of the first {most:,} ids only")
     return said
 
 
@@ -269,9 +273,9 @@ def _imported(case: Case) -> Mapping[str, Any]:
     report = case.imported
     if "why_not" not in report:
         return report
-    why, missing = printable(str(report["why_not"])[:500]), report.get("missing")
+    why, missing = str(report["why_not"])[:500], report.get("missing")
     if isinstance(missing, str) and missing.partition(".")[0] not in sys.stdlib_module_names:
-        name = printable(missing[:60])
+        name = missing[:60]
         raise Unknown(f"it needs the package {name}, which is not installed here; install it and audit again")
     if _needs_gpu(why):
         raise Unknown(f"it needs a GPU, and this machine has none; audit it where there is one ({why})")
@@ -279,7 +283,7 @@ def _imported(case: Case) -> Mapping[str, Any]:
 
 
 def _why_no_network(report: Mapping[str, Any]) -> str:
-    why = printable(str(report.get("no_network", "the script reported none"))[:500])
+    why = str(report.get("no_network", "the script reported none"))[:500]
     return f"it needs a GPU, and this machine has none ({why})" if _needs_gpu(why) else why
 
 

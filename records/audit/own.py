@@ -26,7 +26,7 @@ def read(script: Path) -> dict[str, object]:
         text = read_script(script.read_bytes())
     except Unreadable as error:
         return {"why_not": str(error), "newer": isinstance(error, NeedsNewerPythonError)}
-    hints = [dataclasses.asdict(hint) for hint in read_hints(text.texts)]
+    hints = [dataclasses.asdict(hint) for hint in read_hints(text.texts, text.settings)]
     lengths = {name: len(part.encode(errors="replace")) for name, part in text.texts.items()}
     imports = sorted(set().union(*map(imported_names, text.texts.values())))
     found = {"settings": dict(text.settings), "packed": text.packed, "lengths": lengths}
@@ -49,7 +49,7 @@ def load(artifact: Path) -> dict[str, object]:
             network.load_state_dict(state)
             num_params = sum(p.numel() for p in network.parameters())
     except (UserError, TypeError, RuntimeError) as error:
-        return {"why_not": str(error).strip().splitlines()[0]}
+        return {"why_not": " ".join(str(error).split())}
     return {"settings": found.settings, "num_tensors": len(state), "num_params": num_params}
 
 

@@ -30,14 +30,14 @@ class Word(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the table.
+    """One line of the table, its texts fit to be printed.
 
     Attributes:
         check: which check, as the table of checks names it.
         run: of which run, "" for the whole folder.
         state: what became of it.
         word: on whose word.
-        detail: what was found, or why nothing could be; may hold text of the folder's, in no form to be printed raw.
+        detail: what was found, or why nothing could be.
     """
 
     check: str
