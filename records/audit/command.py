@@ -9,6 +9,7 @@ from pathlib import Path
 
 from components.errors import UserError
 from components.files import write_whole
+from datamodules.shards import find_shards
 from records.audit import report
 from records.audit.case import Case
 from records.audit.checks import audit
@@ -44,6 +45,8 @@ def run(arguments: Sequence[str]) -> None:
     tokenizer = args.tokenizer or (args.data / "tokenizer.model" if args.data is not None else None)
     if tokenizer is not None and not tokenizer.is_file():
         raise UserError(f"There is no tokenizer {tokenizer}; give --tokenizer the data's SentencePiece model.")
+    if args.data is not None:
+        find_shards(args.data, "val")
     box = Box.of_this_machine()
     print(box.sentence(), file=sys.stderr, flush=True)
     case = Case(read_folder(args.folder), box, args.data, tokenizer, tuple(baseline_losses(args.baseline)))

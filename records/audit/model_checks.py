@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from components.gpt import GPTConfig
-from records.audit.case import Case, FolderCheck, is_count
+from records.audit.case import Case, FolderCheck, Loaded, is_count
 from records.audit.contained import Ended, Limits
 from records.audit.folder import Artifact, Run
 from records.audit.hints import QUESTIONS
@@ -38,10 +38,7 @@ def artifact_loads(case: Case, run: Run) -> str:
     """This project's reader loads it from the file alone: a network of the script's settings and the log's size."""
     artifact = _artifact_of(run)
     found = case.loaded(artifact)
-    if found.why_not:
-        if artifact.suffix == ".golf":
-            raise Failed(found.why_not)
-        raise Unknown(f"not a format that this audit reads ({found.why_not})")
+    _must_be_readable(found, artifact)
     if found.settings is None:
         return f"{found.num_tensors} tensors, {found.num_params:,} values; the format does not say of what network"
     for name, value in found.settings.items():
@@ -60,8 +57,7 @@ def score(case: Case, run: Run) -> str:
     artifact = _artifact_of(run)
     arguments = _validate_arguments(case, run)
     public = artifact.suffix != ".golf"
-    if why := case.loaded(artifact).why_not:
-        raise (Unknown if public else Failed)(why)
+    _must_be_readable(case.loaded(artifact), artifact)
     if public:
         arguments += _public_network(case.reading.settings)
     file = f"model{artifact.suffix}"
@@ -98,7 +94,7 @@ def compiles(case: Case) -> str:
 
 
 def imports(case: Case) -> str:
-    """It does, in a fresh process in a folder of its own, without a network; kernels' packages may be stand-ins."""
+    """It can be imported, alone in a folder, without a network, with stand-ins for missing packages of kernels."""
     report = _imported(case)
     used = report.get("stand_ins")
     said = f"on this CPU in {_number(report, 'seconds'):.1f} s, the network refused"
@@ -167,7 +163,7 @@ def look_for(question: str) -> FolderCheck:
             raise Look("; ".join(map(str, places)))
         raise Unknown("nothing was seen by reading it, which shows little")
 
-    look.__doc__ = f"never; {QUESTIONS[question].__doc__}"
+    look.__doc__ = f"Never; it shows the lines to look at. {QUESTIONS[question].__doc__}"
     return look
 
 
@@ -182,6 +178,13 @@ def _artifact_of(run: Run) -> Artifact:
     if run.artifact is None:
         raise Unknown("the folder holds no artifact of this run")
     return run.artifact
+
+
+def _must_be_readable(found: Loaded, artifact: Artifact) -> None:
+    if found.why_not and artifact.suffix == ".golf":
+        raise Failed(found.why_not)
+    if found.why_not:
+        raise Unknown(f"not a format that this audit reads ({found.why_not})")
 
 
 def _claimed_params(case: Case, run: Run) -> int | float | None:

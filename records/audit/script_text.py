@@ -261,9 +261,10 @@ def _default(node: ast.expr, settings: Mapping[str, Setting]) -> Any:
             value = _default(node.operand, settings)
             return -value if isinstance(value, int | float) else None
         case ast.Call(func=ast.Name(id="int" | "float" | "bool" | "str" as name), args=[inner]):
+            value = _default(inner, settings)
             try:
-                return {"int": int, "float": float, "bool": bool, "str": str}[name](_default(inner, settings))
-            except (TypeError, ValueError):
+                return None if value is None else {"int": int, "float": float, "bool": bool, "str": str}[name](value)
+            except (ValueError, OverflowError):
                 return None
         case ast.Call(func=ast.Attribute(attr="get" | "getenv"), args=[_, default]):
             return _default(default, settings)

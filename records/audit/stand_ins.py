@@ -70,7 +70,9 @@ class _Anything:
         return _Anything(f"{self.name}.{name}")
 
     def __call__(self, *arguments, **keywords):  # type: ignore[no-untyped-def]
-        if len(arguments) == 1 and callable(arguments[0]) and not isinstance(arguments[0], _Anything):
+        if len(arguments) == 1 and isinstance(arguments[0], _Kernel):
+            return arguments[0]
+        if len(arguments) == 1 and isinstance(arguments[0], types.FunctionType):
             return _Kernel(arguments[0])
         return self
 

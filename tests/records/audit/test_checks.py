@@ -45,10 +45,7 @@ def test_a_sound_submission_passes_every_line_that_is_not_the_scripts(folder: Pa
     verdicts = verdicts_of(folder, data)
     others = {v.check: (v.state, v.detail) for v in verdicts.values() if v.state != State.PASS}
     assert others.pop("network")[0] == State.FAIL  # the log is of the artifact's network, not of the script's
-    assert others.pop("significance") == (
-        State.UNKNOWN,
-        verdicts["significance"].detail,
-    )  # one seed is none to be tested
+    assert "one seed" in others.pop("significance")[1]
     assert "has no command that is known" in others.pop("script's own score")[1]
     assert {name.partition(":")[0] for name in others} == {"look"}
     assert all("nothing was seen" in detail for _, detail in others.values())
@@ -69,6 +66,13 @@ def damage(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def replace_submission(text: str) -> Edit:
+    def edit(folder: Path) -> None:
+        (folder / "submission.json").write_text(text)
+
+    return edit
 
 
 def grow(folder: Path) -> None:
@@ -116,9 +120,9 @@ SPOILED = [
     ("submission.json", edit_json("submission.json", bytes_total="12"), "bytes_total is '12'"),
     ("submission.json", edit_json("submission.json", val_bpb=float("nan")), "val_bpb is nan"),
     ("submission.json", edit_json("submission.json", val_bpb=None), "val_bpb is missing"),
-    ("submission.json", lambda folder: (folder / "submission.json").write_text("{"), "cannot be read as JSON"),
-    ("submission.json", lambda folder: (folder / "submission.json").write_text("[" * 100_000), "nested too deeply"),
-    ("submission.json", lambda folder: (folder / "submission.json").write_text("[]"), "holds no JSON object"),
+    ("submission.json", replace_submission("{"), "cannot be read as JSON"),
+    ("submission.json", replace_submission("[" * 100_000), "nested too deeply"),
+    ("submission.json", replace_submission("[]"), "holds no JSON object"),
     ("submission.json", remove("submission.json"), "there is no submission.json"),
     ("code bytes", add_a_helper, "train_gpt.py, helper.py), submission.json says"),
     ("total bytes", grow, "of 16,000,000 bytes"),
@@ -128,7 +132,7 @@ SPOILED = [
     ("artifact loads", edit_log("", "7 parameters, 8 ranks on cuda"), "but the log says 7"),
     ("artifact loads", edit_json("submission.json", num_params=7), "but submission.json says 7"),
     ("artifact loads", describe(logit_softcap=20.0), "logit_softcap is 20.0 in model_seed42.golf and 30.0"),
-    ("artifact loads", describe(num_layers=1), "Unexpected key"),
+    pytest.param("artifact loads", describe(num_layers=1), "Unexpected key", marks=pytest.mark.slow),
     ("score recomputed", better_score_everywhere, "recomputed in 32-true, claimed"),
     ("score recomputed", damage, "is damaged"),
     ("logged bytes", log_more_bytes, "16,000,100 of 16,000,000 bytes"),
@@ -160,9 +164,7 @@ SPOILED = [
     ("means", edit_json("submission.json", val_bpb=1.1), "val_bpb is claimed to be 1.1, the seeds' mean is"),
     (
         "means",
-        lambda folder: edit_json("submission.json", seed_results={"42": {"val_bpb": 1.5}, "7": {}}, val_bpb=1.5)(
-            folder
-        ),
+        edit_json("submission.json", seed_results={"42": {"val_bpb": 1.5}, "7": {}}, val_bpb=1.5),
         "val_bpb is not given for every seed",
     ),
     ("significance", edit_json("submission.json", baseline_val_losses=[1.4, 1.41, 1.42]), "worse"),
@@ -198,7 +200,11 @@ def test_each_line_fails_where_something_is_wrong(
 
 def test_there_is_no_line_without_a_test_in_which_it_fails() -> None:
     never = {name for name in CHECKS if name.startswith("look: ")} | {"script's own score"}  # in tests of their own
-    assert {line for line, _, _ in SPOILED} == CHECKS.keys() - never
+    assert {parameters[0] for parameters in map(_values, SPOILED)} == CHECKS.keys() - never
+
+
+def _values(parameters: object) -> tuple:
+    return getattr(parameters, "values", parameters)
 
 
 def forget_sizes(folder: Path) -> None:
@@ -278,7 +284,11 @@ def test_what_could_not_be_checked_is_said(line: str, spoil: Edit, detail: str, 
     [
         (edit_json("run_seed42.json", tokens_scored=5), "targets of this data, where the run scored 5"),
         (edit_result(val_bpb=None), "and no claim to compare"),
-        (edit_json("run_seed42.json", scoring_max_tokens=IDS), f"but both of the first {IDS} ids only"),
+        pytest.param(
+            edit_json("run_seed42.json", scoring_max_tokens=IDS),
+            f"but both of the first {IDS} ids only",
+            marks=pytest.mark.slow,
+        ),
         (remove("run_seed42.json"), "neither record nor script says how it scores"),
         (remove("model_seed42.golf"), "holds no artifact"),
     ],
@@ -343,46 +353,64 @@ def test_only_what_this_project_finds_is_its_own_word() -> None:
     assert {name for name, check in CHECKS.items() if check.word == Word.SCRIPT} == SCRIPTS_OWN
 
 
-def test_an_artifact_of_the_public_format_is_read_and_of_an_unknown_one_said(folder: Path, data: Path) -> None:
+@pytest.fixture
+def public(folder: Path) -> Path:
+    """The submission with its artifact in the public format."""
     tensors = read_artifact(folder / "model_seed42.golf").tensors
     (folder / "model_seed42.golf").unlink()
     write_public_artifact(folder / "final_seed42.int5int6.ptz", tensors)
-    assert verdict_of("artifact loads", folder).state == State.PASS
-    # The script's settings describe no such network.
-    verdict = verdict_of("score recomputed", folder, data)
-    assert verdict.state == State.UNKNOWN
-    assert "this project's network does not score it" in verdict.detail
-    (folder / "final_seed42.int5int6.ptz").write_bytes(b"of no format that is known")
-    verdict = verdict_of("artifact loads", folder)
-    assert verdict.state == State.UNKNOWN
+    return folder
+
+
+def test_an_artifact_of_the_public_format_is_read(public: Path) -> None:
+    verdict = verdict_of("artifact loads", public)
+    assert verdict.state == State.PASS, verdict
+    assert "does not say of what network" in verdict.detail
+
+
+@pytest.mark.parametrize("line", ["artifact loads", "score recomputed"])
+def test_an_artifact_of_an_unknown_format_is_said(line: str, public: Path, data: Path) -> None:
+    (public / "final_seed42.int5int6.ptz").write_bytes(b"of no format that is known")
+    verdict = verdict_of(line, public, data)
+    assert verdict.state == State.UNKNOWN, verdict
     assert "not a format that this audit reads" in verdict.detail
+
+
+@pytest.mark.slow
+def test_a_public_artifact_of_another_network_is_said(public: Path, data: Path) -> None:
+    verdict = verdict_of("score recomputed", public, data)
+    assert verdict.state == State.UNKNOWN, verdict
+    assert "this project's network does not score it (error: The network of the configuration" in verdict.detail
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first ids of the sample's validation shard, as many as the golden numbers are of."""
+    data = tmp_path_factory.mktemp("sample")
+    [shard] = (SAMPLE / "datasets" / "fineweb10B_sp1024").glob("fineweb_val_*.bin")
+    write_shard(data / shard.name, open_shard(shard)[:4097])
+    shutil.copy(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model", data / "tokenizer.model")
+    return data
 
 
 @needs_golden
 @needs_sample
 @pytest.mark.parametrize(("off_by", "state"), [(0, State.PASS), (0.01, State.FAIL)])
 def test_a_public_artifact_is_scored_as_the_public_script_scores_it(
-    off_by: float, state: State, folder: Path, tmp_path: Path
+    off_by: float, state: State, folder: Path, sample: Path
 ) -> None:
-    data = tmp_path / "sample"
-    data.mkdir()
-    [shard] = (SAMPLE / "datasets" / "fineweb10B_sp1024").glob("fineweb_val_*.bin")
-    write_shard(data / shard.name, open_shard(shard)[:4097])
-    shutil.copy(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model", data / "tokenizer.model")
     (folder / "model_seed42.golf").unlink()
     (folder / "run_seed42.json").unlink()
     shutil.copy(GOLDEN / "artifact.int5int6.ptz", folder / "final_seed42.int5int6.ptz")
     settings = json.loads((GOLDEN / "config.json").read_text()) | {"eval_stride": 64}
-    values = "".join(
-        f'    {name} = int(os.environ.get("{name}", {value!r}))\n'
+    values = [
+        f'    {name} = int(os.environ.get("{name}", {value!r}))' if type(value) is int else f"    {name} = {value!r}"
         for name, value in settings.items()
-        if type(value) is int
-    )
-    values += "".join(f"    {name} = {value!r}\n" for name, value in settings.items() if type(value) is not int)
-    (folder / "train_gpt.py").write_text(f"import os\n\n\nclass Hyperparameters:\n{values}")
+    ]
+    (folder / "train_gpt.py").write_text("\n".join(["import os", "", "", "class Hyperparameters:", *values, ""]))
     [golden] = [case for case in json.loads((GOLDEN / "eval.json").read_text())["roundtrip"] if case["tokens"] == 4097]
     edit_result(val_bpb=golden["val_bpb"] + off_by)(folder)
-    verdict = verdict_of("score recomputed", folder, data)
+    verdict = verdict_of("score recomputed", folder, sample)
     assert verdict.state == state, verdict
     assert f"{golden['val_bpb']:.4f}" in verdict.detail
     assert "the script's settings describe" in verdict.detail or state == State.FAIL

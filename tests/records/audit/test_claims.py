@@ -83,5 +83,5 @@ def test_a_mean_may_have_fractions_and_p_may_be_a_bound() -> None:
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"val_bpb": ' + b"9" * 10_000 + b"}"])
 def test_what_is_no_object_is_said(data: bytes) -> None:
-    with pytest.raises(ValueError, match="JSON|nested"):
+    with pytest.raises(ValueError, match=r"JSON|nested"):
         read_claims(data)

@@ -70,7 +70,7 @@ UNCHECKED = {
     "2026-04-01_Vocab4096_MLPMult4_WD085": {"seeds": "there is no log of 42"},
     "2026-04-04_SP4096_DepthRecurrence_ParallelResid_MuonEqR": {"seeds": "there is no log of 999"},
     "2026-04-06_SP8192_HessianSDClip_ProgressiveRecurrence": {
-        "logged bytes, seed 1337": "16,054,963 of 16,000,000 bytes with the script that ran; the model alone is 15,976,275",
+        "logged bytes, seed 1337": "16,054,963 of 16,000,000 bytes with the script that ran; the model alone is 15,976",
         "seeds": "there is no log of 42, 3141",
         "means": "val_loss is claimed to be 2.7995, the seeds' mean is 2.79887",
     },
@@ -101,7 +101,7 @@ NOT_GIVEN = {
 
 
 def verdicts_of_figures(folder: Path) -> dict[str, Verdict]:
-    """The verdicts on the log's word, and on submission.json: what can be said without the scripts, which are left out."""
+    """The verdicts on the log's word, and on submission.json: what can be said without the scripts."""
     case = case_of(folder, box=NoBox())
     verdicts = {}
     for group in GROUPS:
