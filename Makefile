@@ -10,7 +10,7 @@ BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchm
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-record test lint format bench tensorboard clean
+.PHONY: help setup demo demo-record test test-slow lint format bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,14 +23,17 @@ $(READY): requirements.txt
 
 setup: $(READY) ## make the virtual environment and install the exact versions of requirements.txt
 
-demo: $(READY) ## train, quantise, export and score the recipe at a small scale (under 5 minutes on 2 cores)
+demo: $(READY) ## train, quantize, export and score the recipe at a small scale (under 5 minutes on 2 cores)
 	@$(BIN)/python demo.py
 
 demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audited, the script run alone
 	@$(BIN)/python -m records.demo
 
-test: lint ## lint, types and the whole test-suite (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(READY) ## the tests that take longer
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

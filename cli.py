@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import itertools
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
-from callbacks.averaging import SnapshotAveraging
+from callbacks.averaging import Averaging
 from callbacks.clock import Clock
-from callbacks.common import find
+from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
-from callbacks.scoring import SlidingWindowScore
+from callbacks.scoring import ValidationScore
+from callbacks.signals import Signals
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
-from components.artifact import Artifact, load_state
+from components.averages import Average, SnapshotMean
 from components.errors import UserError
-from components.gpt import GPTConfig
-from components.public_artifact import read_any_artifact
+from components.gpt import GPTConfig, load_weights
+from components.model_files import read_any_artifact
+from components.quantization import Nearest, load_state
+from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
+from components.storage import RECIPE
+from components.weights_file import read_weights
 from datamodules.fineweb import FineWeb
+from datamodules.tokenizer import load_tokenizer
 from lightning_modules.gpt import GPTModule
+
+PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
+"""Where a class may be named without its module."""
+
+CodeCounter = Callable[[str], int]
+"""Counts the bytes of code that go with an artifact, given the run's whole configuration as YAML."""
 
 
 class GolfCLI(LightningCLI):
-    """``fit`` and ``validate``, each behaviour of a run a section of its own."""
+    """``fit`` and ``validate``, each behavior of a run a section of its own.
+
+    Args:
+        count_code: What counts the code that goes with an artifact.
+        settings: As for LightningCLI.
+    """
+
+    def __init__(self, *, count_code: CodeCounter, **settings: Any) -> None:
+        self.count_code = count_code
+        super().__init__(**settings)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -43,83 +71,156 @@ class GolfCLI(LightningCLI):
         return {name: commands[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks in the order in which a run must call them, and what they share."""
+        """Add a section for each behavior, and say which sections share what."""
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Schedule, "schedule")
         parser.add_lightning_class_args(LateQAT, "late_qat")
-        parser.add_lightning_class_args(SnapshotAveraging, "averaging")
+        parser.add_argument(
+            "--averaging",
+            type=Average | None,
+            default=lazy_instance(SnapshotMean),
+            help="How the weights are averaged over the run: a class and its settings, or null for not at all.",
+        )
         parser.add_lightning_class_args(Export, "export")
         parser.add_class_arguments(ScoringConfig, "scoring")
-        parser.link_arguments("scoring", "data.scoring", apply_on="instantiate")
-        parser.link_arguments("model.vocab_size", "data.vocab_size")
-        parser.link_arguments("export.keep_last_k_fp16", "late_qat.keep_last_k_fp16")
+        parser.add_subclass_arguments(
+            Scorer,
+            "scorer",
+            default=lazy_instance(SlidingWindows),
+            help="How text is scored for a result: a class and its settings.",
+        )
+        parser.set_defaults(
+            {
+                "export.storage": [dataclasses.asdict(rule) for rule in RECIPE],
+                "export.quantizer": lazy_instance(Nearest),
+            }
+        )
+        for source in ("scoring", "scorer"):
+            parser.link_arguments(source, f"data.{source}", apply_on="instantiate")
+        for what in ("rules", "quantizer"):
+            parser.link_arguments("export", f"late_qat.{what}", _attribute(what), apply_on="instantiate")
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Give ``validate`` alone the option to score an exported file."""
+        """Give ``validate`` alone the options that say which weights to score."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        self._parser("validate").add_argument(
+        parser = self._parser("validate")
+        parser.add_argument(
             "--artifact", type=str | None, default=None, help="Exported file to score, instead of a checkpoint."
+        )
+        parser.add_argument(
+            "--weights", type=str | None, default=None, help="Float weights to score, a .safetensors file."
+        )
+        parser.add_argument(
+            "--last_weights",
+            type=bool,
+            default=False,
+            help="Score a checkpoint's last weights, not their average over the run.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse a checkpoint that is none before its settings are read."""
+        """Parse, and refuse what cannot be scored or trained on before its settings are read."""
+        _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        if config.get("artifact") is not None and config.ckpt_path is not None:
-            raise UserError("--artifact and --ckpt_path both name weights to score; give one of them.")
-        _check_checkpoint(config.ckpt_path)
+        given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
+        last_weights = config.get("last_weights", False)
+        if last_weights and given != ["ckpt_path"]:
+            raise UserError("--last_weights true is about a checkpoint; name one with --ckpt_path.")
+        _check_checkpoint(config.ckpt_path, config.averaging is None and not last_weights)
 
     def before_instantiate_classes(self) -> None:
-        """Let an artifact say what network it holds, and refuse a machine that lacks what the run asks for."""
+        """Let the file to score say what network it holds, and refuse a machine that lacks what the run asks for."""
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
-        self.artifact: Artifact | None = None
-        if config.get("artifact") is None:
-            return
-        self.artifact = read_any_artifact(Path(config.artifact))
-        settings = self.artifact.settings or {}
-        try:
-            GPTConfig(**settings)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise UserError(
-                f"{config.artifact} describes a network that this program does not know ({error}); use the program "
-                "that wrote it."
-            ) from error
-        for name, value in settings.items():
-            config.model[name] = value
-        config.data.vocab_size = config.model.vocab_size
+        self.weights: dict[str, Tensor] | None = None
+        settings = None
+        if config.get("artifact") is not None:
+            artifact = read_any_artifact(Path(config.artifact))
+            settings, self.weights = artifact.settings, load_state(artifact.tensors)
+        elif config.get("weights") is not None:
+            found = read_weights(Path(config.weights))
+            settings, self.weights = found.settings, found.weights
+        if settings is not None:
+            _check_network(settings, config.get("artifact") or config.get("weights"))
+            for name, value in settings.items():
+                config.model[name] = value
+        _take_vocabulary(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that have nothing to set, after those that they report on."""
-        bar = (
-            []
-            if self.config_init[self.subcommand].trainer.enable_progress_bar is False
-            else [BudgetProgressBar(refresh_rate=5)]
-        )
-        self.trainer_defaults["callbacks"] = [SlidingWindowScore(), Monitor(), *bar, RunLog(), RunSummary()]
-        return super().instantiate_trainer(**kwargs)
+        """Add the callbacks that have nothing to set, and put all of them in the order of their stages."""
+        config, init = self.config[self.subcommand], self.config_init[self.subcommand]
+        added = [Signals(), ValidationScore(), Monitor()]
+        if init.averaging is not None:
+            added.append(Averaging(init.averaging, config.get("last_weights", False)))
+        if init.trainer.enable_progress_bar is not False:
+            added.append(BudgetProgressBar(refresh_rate=5))
+        self.trainer_defaults["callbacks"] = [*added, RunLog(), RunSummary()]
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks = in_order(callbacks_of(trainer))
+        assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
+        callbacks_of(trainer)[:] = callbacks
+        return trainer
+
+    def before_fit(self) -> None:
+        """Tell the export what counts the code of this configuration."""
+        text = self._parser("fit").dump(self.config.fit, skip_none=False)
+        find(self.trainer, Export).count_code = lambda: self.count_code(text)
 
     def before_validate(self) -> None:
-        """Load the artifact's weights."""
-        if self.artifact is None:
-            return
-        try:
-            self.model.network.load_state_dict(load_state(self.artifact.tensors))
-        except RuntimeError as error:
-            raise UserError(
-                f"The network of the configuration is not the one in {self.config.validate.artifact}; "
-                f"give the model settings that it was trained with."
-            ) from error
+        """Load the weights of a file."""
+        if self.weights is not None:
+            config = self.config.validate
+            load_weights(self.model.network, self.weights, config.artifact or config.weights)
 
     def after_fit(self) -> None:
         """Fail, with everything saved, where the result may not be submitted."""
         excess = find(self.trainer, Export).excess()
         if excess:
             raise UserError(excess)
+
+
+def _attribute(name: str) -> Callable[[object], Any]:
+    return lambda owner: getattr(owner, name)
+
+
+def _import_named_classes(words: list[str]) -> None:
+    """Import the project's modules that define a class which the command line or a configuration file names.
+
+    The parser knows the short names of imported classes only.
+    """
+    text = "\n".join(words)
+    for word in words:
+        path = Path(word.removeprefix("--config="))
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            text += path.read_text(errors="replace")
+    named = set(re.findall(r"\w+", text))
+    for package in PACKAGES:
+        for file in sorted((Path(__file__).parent / package).glob("*.py")):
+            if named.intersection(re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)):
+                importlib.import_module(f"{package}.{file.stem}")
+
+
+def _check_network(settings: dict[str, Any], source: str) -> None:
+    try:
+        GPTConfig(**settings)
+    except TypeError as error:
+        raise UserError(
+            f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
+        ) from error
+
+
+def _take_vocabulary(config: Any) -> None:
+    """Let the tokenizer say what the configuration or the file to score leaves open, and refuse another vocabulary."""
+    tokenizer = load_tokenizer(config.data.tokenizer_path, config.model.vocab_size)
+    config.model.vocab_size = len(tokenizer)
+    if config.model.bos_id is None:
+        config.model.bos_id = tokenizer.bos_id()
 
 
 def _check_accelerator(trainer: Any) -> None:
@@ -147,7 +248,7 @@ def _check_runs_folder(trainer: Any) -> None:
         )
 
 
-def _check_checkpoint(path: str | None) -> None:
+def _check_checkpoint(path: str | None, drops_average: bool) -> None:
     if path is None:
         return
     remedy = "give --ckpt_path a .ckpt file that a fit saved"
@@ -159,14 +260,32 @@ def _check_checkpoint(path: str | None) -> None:
         raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
+    average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
+    if average is not None and drops_average:
+        raise UserError(
+            f"{path} holds an average of weights and the configuration has none; give --averaging {average['kind']}, "
+            "or --last_weights true to score what training ended with."
+        )
 
 
-def main(args: list[str] | None = None) -> GolfCLI:
-    """Run a command; what a user can mend ends in one sentence and exit code 1."""
+def _count_packed(config: str) -> int:
+    from records.script import compressed_bytes
+
+    return compressed_bytes(config)
+
+
+def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
+    """Run a command; what a user can mend ends in one sentence and exit code 1.
+
+    Args:
+        args: The command and its options; those of the process if None.
+        count_code: What counts the code that goes with an artifact; by default that of the packed script.
+    """
     try:
         return GolfCLI(
-            GPTModule,
-            FineWeb,
+            count_code=count_code,
+            model_class=GPTModule,
+            datamodule_class=FineWeb,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1337,
@@ -175,6 +294,11 @@ def main(args: list[str] | None = None) -> GolfCLI:
         )
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
+    except ValueError as error:
+        # The parser wraps what a class refuses where the setting may also be null.
+        if not isinstance(error.__cause__, UserError):
+            raise
+        sys.exit(f"error: {error.__cause__}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from datamodules.shards import find_shards, open_shard
 from datamodules.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent
-CONFIG = "configs/demo.yaml"
+CONFIGS = ("configs/record_10l.yaml", "configs/demo.yaml")
 DATA = Path(".cache/demo")
 RUNS = Path("runs/demo")
 
@@ -47,7 +47,8 @@ def _run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     """Run a command of the project and return its summary."""
     logs = runs / "lightning_logs"
     before = set(logs.glob("version_*"))
-    full = [sys.executable, "cli.py", command, "--config", CONFIG, "--trainer.default_root_dir", str(runs), *arguments]
+    configs = [f"--config={config}" for config in CONFIGS]
+    full = [sys.executable, "cli.py", command, *configs, "--trainer.default_root_dir", str(runs), *arguments]
     code = subprocess.run(full, cwd=ROOT, check=False).returncode
     if code:
         sys.exit(code)

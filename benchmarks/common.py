@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.gpt import GPT, GPTConfig, Linear
+from components.gpt import GPT, GPTConfig
+from components.layers import Linear
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "numpy", "sentencepiece", "zstandard")
@@ -40,10 +41,10 @@ def device_name() -> str:
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the device's work included."""
-    synchronise()
+    synchronize()
     start = time.perf_counter()
     work()
-    synchronise()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -157,7 +158,7 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

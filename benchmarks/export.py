@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import device_name, random_network, save, seconds, table
-from components.artifact import load_state, read_artifact, store_state, write_artifact
+from components.artifact import read_artifact, write_artifact
 from components.gpt import GPTConfig
 from components.public_artifact import write_public_artifact
+from components.quantization import Nearest, load_state, store
+from components.storage import RECIPE, assign, keep_last_keys
 
 
 def main() -> None:
-    """Time quantising, writing and reading; count the bytes."""
+    """Time quantizing, writing and reading; count the bytes."""
     config = GPTConfig()
     network = random_network(config)
     with torch.no_grad():  # rows of different sizes, as training leaves them
@@ -23,11 +25,13 @@ def main() -> None:
             if p.ndim == 2:
                 p.mul_(torch.exp(0.3 * torch.randn(p.size(0), 1, device=p.device)))
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    rules = assign(network.shapes(), (*keep_last_keys(1), *RECIPE))
+    storages = {name: rule.kind for name, rule in rules.items()}
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         path, public = Path(folder) / "model.golf", Path(folder) / "model.int5int6.ptz"
         stored = {}
-        times["quantise"] = seconds(lambda: stored.update(store_state(state, config.num_layers)))
+        times["quantize"] = seconds(lambda: stored.update(store(state, storages, Nearest())))
         times["write"] = seconds(lambda: write_artifact(path, dataclasses.asdict(config), stored))
         times["read"] = seconds(lambda: load_state(read_artifact(path).tensors))
         times["write the public layout"] = seconds(lambda: write_public_artifact(public, stored))

@@ -1,6 +1,6 @@
 """How cost grows with length, depth, width, stride and text: ``python -m benchmarks.growth``.
 
-Writes its tables into the README, under "What it costs". On a GPU compiled and at full size; on a CPU eager, with a
+Writes its tables into `benchmarks/README.md`. On a GPU compiled and at full size; on a CPU eager, with a
 smaller network, since only the growth within a table is looked at.
 """
 
@@ -17,9 +17,10 @@ from benchmarks.common import TrainingStep, device, device_name, in_turn, random
 from components.byte_counts import ByteTable
 from components.gpt import GPTConfig
 from components.optimizer import OptimizerConfig, build_optimizer
-from components.scoring import WindowLoader, score
+from components.scorer import SlidingWindows
+from components.scoring import WindowLoader
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).with_name("README.md")
 SEQ_LENS = (512, 1024, 2048, 4096, 8192)
 DEPTHS = (4, 8, 12, 16, 20)
 HEADS = (2, 4, 8, 12)
@@ -54,15 +55,15 @@ def scoring_seconds(config: GPTConfig, seq_len: int, cases: list[tuple[int, int]
             byte_table,
             seq_len=seq_len,
             stride=stride,
-            batch_windows=64 if cuda else 16,
+            windows_per_batch=64 if cuda else 16,
             device=device(),
         )
 
     times = []
     for length, stride in cases:
-        work = functools.partial(score, network, batches(length, stride))
+        work = functools.partial(SlidingWindows().score, network, batches(length, stride))
         with torch.autocast(device().type, torch.bfloat16, enabled=cuda):
-            score(network, batches(seq_len + 65, stride))  # both shapes of batch, warm
+            SlidingWindows().score(network, batches(seq_len + 65, stride))  # both shapes of batch, warm
             times.append(seconds(work))
     return times
 
@@ -75,7 +76,7 @@ def markdown(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 def with_section(readme: str, body: str) -> str:
     """The README with this text between its two marks."""
     marked = re.compile(r"(<!-- benchmarks\.growth: begin -->\n).*(<!-- end -->)", re.DOTALL)
-    assert len(marked.findall(readme)) == 1, "README.md must have one place for the tables"
+    assert len(marked.findall(readme)) == 1, "benchmarks/README.md must have one place for the tables"
     return marked.sub(lambda found: f"{found[1]}{body}\n{found[2]}", readme)
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 
 import cli
-from benchmarks.common import TrainingStep, device, device_name, random_network, save, synchronise, table
+from benchmarks.common import TrainingStep, device, device_name, random_network, save, synchronize, table
 from callbacks.common import find
 from components.gpt import GPTConfig
 from components.optimizer import OptimizerConfig, build_optimizer
@@ -58,7 +58,7 @@ class Meter:
     def after(self, step: int) -> None:
         """Note that so many steps have been done."""
         if FIRST <= step <= LAST and (step - FIRST) % BLOCK == 0:
-            synchronise()
+            synchronize()
             self._times.append(time.perf_counter())
         if step == LAST + 1:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device().type == "cuda" else [])]
@@ -116,7 +116,6 @@ def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter
         "data.train_seq_len": seq_len,
         "data.train_micro_batches": 1,
         "scoring.seq_len": 256,
-        "scoring.fit_stride": 256,
         "scoring.max_tokens": 2048,
         "trainer.max_steps": LAST + PROFILED + 2,
         "trainer.default_root_dir": runs,

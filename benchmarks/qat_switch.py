@@ -1,8 +1,8 @@
 """What the switch to late QAT costs, by the form that it takes: ``python -m benchmarks.qat_switch``.
 
 Two graphs: a Python attribute on each linear layer, as in the run, each value with a graph of its own. One graph,
-flag: a tensor on the device chooses between the weight and its fake-quantised value, both always computed. One graph,
-written: fake-quantised values are copied into the weights before the forward pass, and the weights back before the
+flag: a tensor on the device chooses between the weight and its fake-quantized value, both always computed. One graph,
+written: fake-quantized values are copied into the weights before the forward pass, and the weights back before the
 optimizer. All are compiled and pass gradients straight through. On a GPU at full size, on a CPU with a layer only.
 """
 
@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import TrainingStep, device, device_name, in_turn, random_network, save, seconds, table
-from components.gpt import GPT, GPTConfig, Linear
+from components.gpt import GPT, GPTConfig
+from components.layers import Linear, seen_weight
 from components.optimizer import OptimizerConfig, build_optimizer
-from components.quantisation import fake_quantise
+from components.quantization import Nearest, fake_quantize
+from components.storage import RECIPE, keep_last_keys
 
-KEEP_LAST_K_FP16 = 1
+RULES = (*keep_last_keys(1), *RECIPE)
 
 
 class FlaggedLinear(Linear):
@@ -30,7 +32,7 @@ class FlaggedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        weight = torch.where(self.flag, fake_quantise(self.weight, self.fake_storage), self.weight)
+        weight = torch.where(self.flag, seen_weight(self), self.weight)
         return F.linear(x, weight.to(x.dtype))
 
 
@@ -38,11 +40,11 @@ class Switchable(TrainingStep):
     """A training step of two graphs, as in the run."""
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantisation from now on, or no more."""
+        """Train under fake quantization from now on, or no more."""
         if on:
-            self.network.enable_fake_quantisation(KEEP_LAST_K_FP16)
+            self.network.enable_fake_quantization(RULES, Nearest())
         else:
-            self.network.disable_fake_quantisation()
+            self.network.disable_fake_quantization()
 
 
 class Flagged(TrainingStep):
@@ -50,7 +52,7 @@ class Flagged(TrainingStep):
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
         self.flag = torch.zeros((), dtype=torch.bool, device=device())
-        network.enable_fake_quantisation(KEEP_LAST_K_FP16)
+        network.enable_fake_quantization(RULES, Nearest())
         for module in network.modules():
             if isinstance(module, Linear):
                 module.__class__ = FlaggedLinear
@@ -58,7 +60,7 @@ class Flagged(TrainingStep):
         super().__init__(network, *arguments)
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantisation from now on, or no more."""
+        """Train under fake quantization from now on, or no more."""
         self.flag.fill_(on)
 
 
@@ -67,16 +69,16 @@ class Written(TrainingStep):
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
         self.on = False
-        network.enable_fake_quantisation(KEEP_LAST_K_FP16)
-        linears = [module for module in network.modules() if isinstance(module, Linear)]
+        network.enable_fake_quantization(RULES, Nearest())
+        linears = [module for module in network.modules() if isinstance(module, Linear) and module.fake is not None]
         self.weights = [module.weight for module in linears]
-        self.storages = [module.fake_storage for module in linears]
-        network.disable_fake_quantisation()
-        self.quantise = torch.compile(fake_quantise, dynamic=False)
+        self.storages = [module.fake[1] for module in linears if module.fake is not None]
+        network.disable_fake_quantization()
+        self.quantize = torch.compile(fake_quantize, dynamic=False)
         super().__init__(network, *arguments)
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantisation from now on, or no more."""
+        """Train under fake quantization from now on, or no more."""
         self.on = on
 
     def forward(self) -> None:
@@ -85,7 +87,7 @@ class Written(TrainingStep):
             with torch.no_grad():
                 self.saved = [weight.clone() for weight in self.weights]
                 for weight, storage in zip(self.weights, self.storages, strict=True):
-                    weight.copy_(self.quantise(weight, storage))
+                    weight.copy_(self.quantize(weight, storage))
         super().forward()
 
     def update(self) -> None:
@@ -100,7 +102,7 @@ FORMS = {"two graphs (the run's)": Switchable, "one graph, flag": Flagged, "one 
 
 
 def measure(form: type[Any], config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, float]:
-    """Seconds of plain and fake-quantised steps of a form, and of its first switch, cold and warm."""
+    """Seconds of plain and fake-quantized steps of a form, and of its first switch, cold and warm."""
     torch._dynamo.reset()
     network = random_network(config)
     network.compile(dynamic=False, fullgraph=True)

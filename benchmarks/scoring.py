@@ -23,17 +23,17 @@ STRIDE = 64
 def main() -> None:
     """Compare windows a second, and the nats that come out."""
     cuda = device().type == "cuda"
-    seq_len, batch_windows, num_batches = (2048, 64, 8) if cuda else (1024, 2, 2)
+    seq_len, windows_per_batch, num_batches = (2048, 64, 8) if cuda else (1024, 2, 2)
     network = random_network(GPTConfig()).eval()
     compiled = copy.deepcopy(network)
     compiled.compile(dynamic=False, fullgraph=True)
-    ids = torch.randint(1024, (seq_len + STRIDE * batch_windows * num_batches + 1,))
+    ids = torch.randint(1024, (seq_len + STRIDE * windows_per_batch * num_batches + 1,))
     loader = WindowLoader(
         ids,
         ByteTable(*torch.ones(3, 1024, dtype=torch.int64)),
         seq_len=seq_len,
         stride=STRIDE,
-        batch_windows=batch_windows,
+        windows_per_batch=windows_per_batch,
         device=device(),
     )
     batches = list(loader)[1:]  # the first window scores all of its positions either way
@@ -55,9 +55,9 @@ def main() -> None:
         "plain, compiled": lambda: total(plain, compiled),
         "scored positions, compiled": lambda: total(ours, compiled),
     }
-    nats = {name: way() / (STRIDE * batch_windows * num_batches) for name, way in ways.items()}
+    nats = {name: way() / (STRIDE * windows_per_batch * num_batches) for name, way in ways.items()}
     times = in_turn(ways, repeats=5 if cuda else 3)
-    rates = {name: batch_windows * num_batches / time for name, time in times.items()}
+    rates = {name: windows_per_batch * num_batches / time for name, time in times.items()}
     print(f"full-size network, windows of {seq_len}, stride {STRIDE}, on {device_name()}")
     print(
         table(

@@ -1,1 +1,1 @@
-"""One behaviour of a run per file."""
+"""One behavior of a run per file."""

@@ -1,91 +1,99 @@
-"""Snapshot averaging (SWA): the mean of the weights at regular steps of the warm-down is the final model."""
+"""Averaging of the weights over a run: the average is the final model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import ends_step, find, network_of
-from callbacks.late_qat import LateQAT
+from callbacks.common import Reporter, announce, ends_step, find, network_of
 from callbacks.schedule import Schedule
+from components.averages import Average, Moment
 from components.errors import UserError
 
 
-class SnapshotAveraging(Callback):
-    """Sum snapshots of the parameters on their own device in float32, and leave their mean when training ends.
+class Averaging(Reporter):
+    """Offer an average the weights of every step, and leave its value in the network when training ends.
+
+    A checkpoint holds the last weights, to train on from, and the average so far. Validated, it is its average.
 
     Args:
-        start_multiplier: Snapshots are taken while the learning-rate multiplier is under this; 0 for none.
-        every_n_steps: Optimizer steps from one snapshot to the next.
-        only_under_qat: Whether to take snapshots only once late QAT has begun: those from before lie on another grid.
+        average: What is averaged, and how.
+        last_weights: Whether ``validate`` scores a checkpoint's last weights instead of their average.
     """
 
-    def __init__(self, start_multiplier: float = 0.5, every_n_steps: int = 50, only_under_qat: bool = False) -> None:
+    def __init__(self, average: Average, last_weights: bool = False) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise UserError(f"averaging.every_n_steps is {every_n_steps}; set it to at least 1.")
-        if not 0 <= start_multiplier <= 1:
-            raise UserError(
-                f"averaging.start_multiplier is {start_multiplier}; set a learning-rate multiplier from 0 (none) to 1."
-            )
-        self.start_multiplier = start_multiplier
-        self.every_n_steps = every_n_steps
-        self.only_under_qat = only_under_qat
-        self.num_snapshots = 0
-        self.last_snapshot_step: int | None = None  # of this process, for who marks the moment
-        self._sums: dict[str, Tensor] = {}
+        self.average = average
+        self.last_weights = last_weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring a resumed run's sums to where its parameters are."""
-        self._sums = {name: total.to(pl_module.device) for name, total in self._sums.items()}
+        """Bring what a resumed run gathered to where its parameters are."""
+        self.average.to(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take a snapshot where one is due."""
-        if not ends_step(trainer, batch_idx) or trainer.global_step % self.every_n_steps:
+        """Take in the weights of a step where that is due."""
+        if not ends_step(trainer, batch_idx):
             return
-        if self.only_under_qat and not find(trainer, LateQAT).active:
-            return
-        if find(trainer, Schedule).multiplier < self.start_multiplier:
-            self._add(dict(network_of(pl_module).named_parameters()))
-            self.last_snapshot_step = trainer.global_step
+        network = network_of(pl_module)
+        moment = Moment(trainer.global_step, find(trainer, Schedule).multiplier, network.is_faking)
+        if self.average.is_due(moment):
+            words = self.average.add(dict(network.named_parameters()))
+            if words is not None:
+                announce(trainer, "averaging", f"{words} at step {trainer.global_step}")
 
-    @torch.no_grad()
-    def _add(self, parameters: dict[str, Tensor]) -> None:
-        if not self._sums:
-            self._sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-        torch._foreach_add_([self._sums[name] for name in parameters], [p.float() for p in parameters.values()])
-        self.num_snapshots += 1
-
-    @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the mean into the network."""
-        if self.num_snapshots:
+        """Put the average into the network."""
+        self._apply(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ``validate`` score a checkpoint's average."""
+        if trainer.state.fn == TrainerFn.VALIDATING and not self.last_weights:
+            self._apply(pl_module)
+
+    @torch.no_grad()
+    def _apply(self, pl_module: LightningModule) -> None:
+        value = self.average.value()
+        if value is not None:
             for name, p in network_of(pl_module).named_parameters():
-                p.copy_(self._sums[name] / self.num_snapshots)
+                p.copy_(value[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far."""
-        return {"num_snapshots": self.num_snapshots, "sums": self._sums}
+        """What was gathered, and by what."""
+        return {"kind": type(self.average).__name__, "average": self.average.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's sums."""
-        self.num_snapshots, self._sums = state_dict["num_snapshots"], state_dict["sums"]
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: The checkpoint's average is of another kind.
+        """
+        kind = type(self.average).__name__
+        if state_dict["kind"] != kind:
+            raise UserError(
+                f"The checkpoint holds an average by {state_dict['kind']} and the configuration asks for {kind}; give "
+                f"--averaging {state_dict['kind']}."
+            )
+        self.average.load_state_dict(state_dict["average"])
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """What the average shows."""
+        return self.average.metrics()
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of averaging."""
-        return {"snapshots_averaged": self.num_snapshots}
+        """What the average says of itself."""
+        return self.average.summary()
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """Phases that this run was too short for."""
-        if self.start_multiplier and not self.num_snapshots:
-            under_qat = " under QAT" if self.only_under_qat else ""
-            return [
-                f"no snapshot was averaged: no step that {self.every_n_steps} divides came{under_qat} with the "
-                f"learning-rate multiplier under {self.start_multiplier}"
-            ]
-        return []
+        """What the average says did not happen."""
+        sentence = self.average.missed()
+        return [] if sentence is None else [sentence]
+
+    def describe(self, trainer: Trainer) -> list[str]:
+        """What the average did."""
+        sentence = self.average.describe()
+        return [] if sentence is None else [sentence]

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import ends_step
+from callbacks.common import Reporter, Stage, ends_step
 from components.errors import UserError
 
 RECENT_STEPS = 5  # whose longest stands for the next one: few, so that one hiccup does not end the run early
 
 
-class Clock(Callback):
+class Clock(Reporter):
     """Measure training time, the same on every rank, and stop before the step that would overrun the budget.
 
     The clock starts when training does, so after whatever an earlier callback's ``on_train_start`` compiled, and
@@ -27,13 +27,22 @@ class Clock(Callback):
 
     Args:
         max_seconds: Budget of training time, in seconds; 0 for none, and then trainer.max_steps ends the run.
+        reserve_seconds: Seconds of the budget that are left for what reads training data after the last step, such as
+            a quantizer's calibration.
     """
 
-    def __init__(self, max_seconds: float = 600.0) -> None:
+    stage = Stage.CLOCK
+
+    def __init__(self, max_seconds: float = 600.0, reserve_seconds: float = 0.0) -> None:
         super().__init__()
         if max_seconds < 0:
             raise UserError(f"clock.max_seconds is {max_seconds}; set a budget in seconds, or 0 for none.")
+        if reserve_seconds < 0 or (max_seconds and reserve_seconds >= max_seconds):
+            raise UserError(
+                f"clock.reserve_seconds is {reserve_seconds}; set it from 0 to below clock.max_seconds {max_seconds}."
+            )
         self.max_seconds = max_seconds
+        self.reserve_seconds = reserve_seconds
         self.elapsed = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started: float | None = None
@@ -41,10 +50,19 @@ class Clock(Callback):
         self._group: Any = None
         self._last_launched: torch.cuda.Event | None = None
 
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of the budget in which optimizer steps are taken."""
+        return self.max_seconds - self.reserve_seconds
+
+    def charge(self, seconds: float) -> None:
+        """Count seconds that were spent on training data after the last step."""
+        self.elapsed += seconds
+
     def progress(self, trainer: Trainer) -> float:
-        """Share of the budget that is spent, 0 to 1: of the seconds where they are limited, else of the steps."""
+        """Share of the budget for steps that is spent, 0 to 1: of seconds, or of steps where seconds have no limit."""
         if self.max_seconds:
-            return self.elapsed / self.max_seconds
+            return self.elapsed / self.train_seconds
         return trainer.global_step / trainer.max_steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,10 +76,6 @@ class Clock(Callback):
         if not self.max_seconds and trainer.max_steps < 0:
             raise UserError("The run has no end: set clock.max_seconds or trainer.max_steps.")
         if dist.is_initialized():
-            # Before each micro-batch Lightning has every rank ask rank 0 whether it was told to terminate, and waits
-            # for the device to hear it (https://github.com/Lightning-AI/pytorch-lightning/issues/21487). A rank that
-            # is told still ends by itself.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             self._group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,6 +118,10 @@ class Clock(Callback):
         """Go on from a checkpoint's elapsed time."""
         self.elapsed = state_dict["elapsed"]
 
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Seconds of training so far."""
+        return {"elapsed_seconds": self.elapsed}
+
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """What the run summary says of time."""
         return {"wallclock_seconds": self.elapsed, "max_wallclock_seconds": self.max_seconds}
@@ -122,11 +140,11 @@ class Clock(Callback):
         return reading.item()
 
     def _resume(self, trainer: Trainer) -> None:
-        _synchronise(trainer)
+        _synchronize(trainer)
         self._elapsed_at_start, self._started = self.elapsed, time.perf_counter()
 
     def _pause(self, trainer: Trainer) -> None:
-        _synchronise(trainer)
+        _synchronize(trainer)
         self.elapsed = self._agree(self._read())
         self._started = None
 
@@ -141,10 +159,10 @@ class Clock(Callback):
     def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:
         """Stop if the next step, and the one that may still be under way, would end beyond the budget."""
         under_way = 0 if self._last_launched is None else 1
-        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.max_seconds:
+        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.train_seconds:
             trainer.should_stop = True
 
 
-def _synchronise(trainer: Trainer) -> None:
+def _synchronize(trainer: Trainer) -> None:
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize(trainer.strategy.root_device)

@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from callbacks.common import data_of, network_of
-from callbacks.scoring import score_summary
-from components.artifact import (
-    MAX_BYTES,
-    load_state,
-    parse_artifact,
-    read_user_file,
-    require_zstandard,
-    store_state,
-    write_artifact,
-)
+from callbacks.common import Reporter, announce, network_of
+from callbacks.scoring import score_result, score_summary
+from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
+from components.compression import require_zstandard
 from components.errors import UserError
-from components.gpt import GPTConfig
-from components.quantisation import StoredTensor
-from components.scoring import Score, score
+from components.files import read_user_file
+from components.gpt import GPT, GPTConfig
+from components.quantization import Nearest, Quantizer, StoredTensor, load_state, store
+from components.scoring import Score
+from components.storage import RECIPE, StorageRule, assign, keep_last_keys
 from components.weight_coding import coded_sizes
+from components.weights_file import write_weights
 
-SOURCES = ("cli.py", "callbacks", "components", "datamodules", "lightning_modules")
+WEIGHTS_SUFFIX = ".safetensors"
 
 
-class Export(Callback):
+class Export(Reporter):
     """Score the float weights, write them as an artifact, read the file back, and score what it holds.
 
-    The second score is the run's result. The network has its float weights again afterwards.
+    The second score is the run's result. Beside the artifact the float weights are left as a ``.safetensors`` file. The
+    network has its float weights again afterward.
 
     Args:
-        keep_last_k_fp16: Key projections of so many last blocks are stored in float16 and never quantised.
+        keep_last_k_fp16: Key projections of so many last blocks are stored in float16 and never quantized.
         filename: The artifact's name in the run's log folder.
+        storage: How each weight is stored, the first rule that fits deciding.
+        quantizer: What rounds the weights that are quantized.
     """
 
-    def __init__(self, keep_last_k_fp16: int = 1, filename: str = "model.golf") -> None:
+    count_code: Callable[[], int]
+    """Counts the bytes of code that are handed in with the artifact; set by whoever knows what that code is."""
+
+    def __init__(
+        self,
+        keep_last_k_fp16: int = 1,
+        filename: str = "model.golf",
+        storage: Sequence[StorageRule] = RECIPE,
+        quantizer: Quantizer = Nearest(),
+    ) -> None:
         super().__init__()
         if keep_last_k_fp16 < 0:
             raise UserError(f"export.keep_last_k_fp16 is {keep_last_k_fp16}; set a number of blocks, 0 for none.")
-        self.keep_last_k_fp16 = keep_last_k_fp16
+        if Path(filename).suffix in ("", WEIGHTS_SUFFIX):
+            raise UserError(
+                f"export.filename is {filename}; give it a suffix other than {WEIGHTS_SUFFIX}, which the float weights "
+                "beside it have."
+            )
         self.filename = filename
+        self.rules: Sequence[StorageRule] = (*keep_last_keys(keep_last_k_fp16), *storage)
+        self.quantizer = quantizer
         self.float_score: Score | None = None
         self.score: Score | None = None
         self._facts: dict[str, Any] = {}
@@ -57,47 +72,81 @@ class Export(Callback):
         """Refuse to train what could not be exported.
 
         Raises:
-            UserError: zstandard is not installed.
+            UserError: zstandard is not installed, or a weight has no storage rule.
         """
         if stage == TrainerFn.FITTING:
             require_zstandard()
+            assign(network_of(pl_module).shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, write, read back, score."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
-        float_state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        self.float_score, _ = self._score(trainer, pl_module, "scoring float weights")
+        float_state = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
+        stored = self._store(network)
         path = self.artifact_path(trainer)
-        data, error = b"", None
+        data, facts, error = b"", {}, None
         if trainer.is_global_zero:
             try:
-                data = self._write(trainer, path, float_state, network.config)
+                data = self._write(trainer, path, float_state, stored, network.config)
+                facts = {"artifact": str(path), **self._sizes(len(data))}
             except UserError as caught:
                 error = caught
         # The file's own bytes go to every rank, since another node need not see this one's disk; and so does what
         # went wrong, or the other ranks would wait for ever.
-        data, error = trainer.strategy.broadcast((data, error))
+        data, facts, error = trainer.strategy.broadcast((data, facts, error))
         if error is not None:
             raise error
         artifact = parse_artifact(data, path)
         assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network that it holds"
         network.load_state_dict(load_state(artifact.tensors))
-        self.score, seconds = self._score(trainer, pl_module, "scoring the artifact")
+        self.score, seconds = score_result(trainer, pl_module, "scoring the artifact")
         network.load_state_dict(float_state)
-        self._facts = {"artifact": str(path), "eval_time_seconds": seconds, **sizes(len(data))}
-        rank_zero_info(
-            f"Exported {path}: {self._facts['bytes_model']:,} bytes, {self.score.bits_per_byte:.4f} bits per byte "
-            f"({self.float_score.bits_per_byte:.4f} before export)."
-        )
+        self._facts = {**facts, "eval_time_seconds": seconds}
+        self._announce(trainer, self.float_score, self.score)
 
-    def _write(self, trainer: Trainer, path: Path, float_state: dict[str, Tensor], config: GPTConfig) -> bytes:
-        """Write the artifact, show its tensors, and read back what stands on the disk."""
-        stored = store_state(float_state, config.num_layers, self.keep_last_k_fp16)
+    @torch.no_grad()
+    def _store(self, network: GPT) -> dict[str, StoredTensor]:
+        """The weights as the artifact will hold them, the same on every rank."""
+        rules = assign(network.shapes(), self.rules)
+        storages = {name: rule.kind for name, rule in rules.items()}
+        return store(dict(network.named_parameters()), storages, self.quantizer)
+
+    def _write(
+        self,
+        trainer: Trainer,
+        path: Path,
+        float_state: Mapping[str, Tensor],
+        stored: Mapping[str, StoredTensor],
+        config: GPTConfig,
+    ) -> bytes:
+        """Write the artifact and the float weights, show the tensors, and read back what stands on the disk."""
+        settings = dataclasses.asdict(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_artifact(path, dataclasses.asdict(config), stored)
+        write_artifact(path, settings, stored, self.rules)
+        write_weights(path.with_suffix(WEIGHTS_SUFFIX), settings, float_state)
         _log_tensors(trainer, float_state, stored)
-        return read_user_file(path)
+        return read_user_file(path, MAX_FILE_BYTES)
+
+    def _sizes(self, bytes_model: int) -> dict[str, int]:
+        bytes_code = self.count_code()
+        return {"bytes_model": bytes_model, "bytes_code": bytes_code, "bytes_total": bytes_model + bytes_code}
+
+    def _announce(self, trainer: Trainer, before: Score, after: Score) -> None:
+        facts = self._facts
+        for sentence in (
+            f"exported {facts['bytes_model']} bytes, with code {facts['bytes_code']} bytes "
+            f"{facts['bytes_total']} bytes",
+            f"float weights val_loss {before.loss:.8f} val_bpb {before.bits_per_byte:.8f}",
+            f"artifact val_loss {after.loss:.8f} val_bpb {after.bits_per_byte:.8f} scored in "
+            f"{facts['eval_time_seconds']:.3f} s",
+        ):
+            announce(trainer, "export", sentence)
+        rank_zero_info(
+            f"Exported {facts['artifact']}: {facts['bytes_model']:,} bytes, {after.bits_per_byte:.4f} bits per byte "
+            f"({before.bits_per_byte:.4f} before export)."
+        )
 
     def artifact_path(self, trainer: Trainer) -> Path:
         """Where the artifact goes, the same path on every rank."""
@@ -115,7 +164,7 @@ class Export(Callback):
         )
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of the export."""
+        """The result, the score before export, and the file's size."""
         if self.score is None or self.float_score is None:
             return {}
         return {
@@ -125,29 +174,17 @@ class Export(Callback):
             **self._facts,
         }
 
-    def _score(self, trainer: Trainer, pl_module: LightningModule, progress: str) -> tuple[Score, float]:
-        started = time.perf_counter()
-        data = data_of(trainer)
-        windows = data.windows(data.scoring.stride)
-        bar = progress if trainer.is_global_zero and trainer.progress_bar_callback is not None else None
-        pl_module.eval()
-        with trainer.precision_plugin.val_step_context():
-            result = score(network_of(pl_module), windows, bar)
-        return result, time.perf_counter() - started
+    def describe(self, trainer: Trainer) -> list[str]:
+        """How weights are stored."""
+        stored: dict[str, list[str]] = {}
+        for rule in self.rules:
+            stored.setdefault(rule.storage, []).append(rule.names)
+        listed = "; ".join(f"{storage}: {', '.join(names)}" for storage, names in stored.items())
+        return [f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed})."]
 
 
-def sizes(bytes_model: int) -> dict[str, int]:
-    """Bytes of the artifact, of the sources that a fit and a validate need, and of both."""
-    root = Path(__file__).parents[1]
-    files = [
-        file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).glob("*.py"))
-    ]
-    bytes_code = sum(file.stat().st_size for file in files)
-    return {"bytes_model": bytes_model, "bytes_code": bytes_code, "bytes_total": bytes_model + bytes_code}
-
-
-def _log_tensors(trainer: Trainer, state: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
-    """Show each tensor's type, size and relative quantisation error in TensorBoard, as numbers and as a table."""
+def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
+    """Show each tensor's type, size and relative quantization error in TensorBoard, as numbers and as a table."""
     rows = [
         "| tensor | type | values | bytes in the file | relative error |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -155,7 +192,7 @@ def _log_tensors(trainer: Trainer, state: dict[str, Tensor], stored: dict[str, S
     metrics = {}
     for (name, tensor), num_bytes in zip(stored.items(), coded_sizes(list(stored.values())), strict=True):
         weight = state[name].float()
-        error = ((tensor.dequantise().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+        error = ((tensor.dequantize().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
         metrics[f"export_error/{name}"] = error
         metrics[f"export_bytes/{name}"] = num_bytes
         rows.append(f"| {name} | {tensor.storage} | {weight.numel():,} | {num_bytes:,.0f} | {error:.2e} |")

@@ -1,35 +1,46 @@
-"""Late quantisation-aware training: the last stretch of a run trains with the weights as export will store them."""
+"""Late quantization-aware training: the last stretch of a run trains with the weights as export will store them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.clock import Clock
-from callbacks.common import find, network_of, starts_step
+from callbacks.common import Reporter, Variant, announce, find, network_of, starts_step
 from components.errors import UserError
+from components.quantization import Nearest, Quantizer
+from components.storage import RECIPE, StorageRule
 
 
-class LateQAT(Callback):
-    """Switch the network's matrices to fake quantisation once the run has spent a share of its budget.
+class LateQAT(Reporter):
+    """Switch the network to fake quantization once the run has spent a share of its budget.
 
     Validation during the run sees the float weights, as before the switch, so that the curve stays comparable.
 
     Args:
         start_fraction: Share of the budget (seconds, or steps where seconds are not limited) after which forward
-            passes see quantised weights; 1 for never.
-        keep_last_k_fp16: Key projections of so many last blocks stay float, as export keeps them in float16.
+            passes see quantized weights; 1 for never.
+        rules: How export stores each weight, and which of them are faked.
+        quantizer: What rounds them at export.
     """
 
-    def __init__(self, start_fraction: float = 0.85, keep_last_k_fp16: int = 1) -> None:
+    def __init__(
+        self,
+        start_fraction: float = 0.85,
+        rules: Sequence[StorageRule] = RECIPE,
+        quantizer: Quantizer = Nearest(),
+    ) -> None:
         super().__init__()
         if not 0 <= start_fraction <= 1:
             raise UserError(
                 f"late_qat.start_fraction is {start_fraction}; set the share of the budget, from 0 to 1 (1 for never)."
             )
         self.start_fraction = start_fraction
-        self.keep_last_k_fp16 = keep_last_k_fp16
+        self.rules = tuple(rules)
+        self.quantizer = quantizer
         self.start_step: int | None = None
         self.start_seconds: float | None = None
 
@@ -39,7 +50,7 @@ class LateQAT(Callback):
         return self.start_step is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantisation where a resumed run had switched."""
+        """Go on under quantization where a resumed run had switched."""
         if self.active:
             self._enable(pl_module)
 
@@ -51,19 +62,20 @@ class LateQAT(Callback):
         if clock.progress(trainer) >= self.start_fraction:
             self.start_step, self.start_seconds = trainer.global_step, clock.elapsed
             self._enable(pl_module)
+            announce(trainer, "late QAT", f"late QAT from step {self.start_step}, {self.start_seconds:.3f} s")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show validation the float weights."""
-        network_of(pl_module).disable_fake_quantisation()
+        network_of(pl_module).disable_fake_quantization()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantisation."""
+        """Go on under quantization."""
         if self.active and not trainer.sanity_checking:
             self._enable(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the float weights to whoever reads the network next."""
-        network_of(pl_module).disable_fake_quantisation()
+        network_of(pl_module).disable_fake_quantization()
 
     def state_dict(self) -> dict[str, Any]:
         """When the run switched."""
@@ -90,5 +102,33 @@ class LateQAT(Callback):
             ]
         return []
 
+    def phase(self, trainer: Trainer) -> str | None:
+        """Whether steps train under fake quantization."""
+        return "late QAT" if self.active else None
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """1 once the run has switched."""
+        return {"phase/late_qat": float(self.active)}
+
+    def describe(self, trainer: Trainer) -> list[str]:
+        """From when on the run trained under fake quantization."""
+        if self.start_fraction == 1:
+            return []
+        return [f"Forward passes see weights as export stores them from {self.start_fraction:.0%} of the run on."]
+
+    def variants(self, trainer: Trainer, pl_module: LightningModule) -> Sequence[Variant]:
+        """Training steps under fake quantization."""
+        if self.start_fraction == 1:
+            return ()
+        return (Variant("late QAT", lambda: self._enabled(pl_module)),)
+
+    @contextmanager
+    def _enabled(self, pl_module: LightningModule) -> Iterator[None]:
+        self._enable(pl_module)
+        try:
+            yield
+        finally:
+            network_of(pl_module).disable_fake_quantization()
+
     def _enable(self, pl_module: LightningModule) -> None:
-        network_of(pl_module).enable_fake_quantisation(self.keep_last_k_fp16)
+        network_of(pl_module).enable_fake_quantization(self.rules, self.quantizer)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: loss, rates, momentum, time, tokens a second, and when its phases began."""
+"""What TensorBoard shows of a run: loss, tokens a second, what every reporter shows, and events as text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from callbacks.averaging import SnapshotAveraging
 from callbacks.clock import Clock
-from callbacks.common import data_of, ends_step, find
-from callbacks.late_qat import LateQAT
+from callbacks.common import Event, data_of, ends_step, find, reporters
 
 
 class Monitor(Callback):
@@ -38,43 +36,26 @@ class Monitor(Callback):
         self._step_loss = micro_loss if self._step_loss is None else self._step_loss + micro_loss
         if not ends_step(trainer, batch_idx):
             return
-        self._mark_phases(trainer)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer, self._step_loss)
         self._step_loss = None
 
+    def on_event(self, trainer: Trainer, event: Event) -> None:
+        """Mark the moment."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(event.tag, event.sentence, trainer.global_step)
+
     def _log(self, trainer: Trainer, step_loss: Tensor) -> None:
         self.loss = float(trainer.strategy.reduce(step_loss, reduce_op="mean"))
-        clock = find(trainer, Clock)
+        elapsed = find(trainer, Clock).elapsed
         last_step, last_elapsed = self._last
-        self._last = (trainer.global_step, clock.elapsed)
-        tokens = (trainer.global_step - last_step) * data_of(trainer).train_batch_tokens
-        metrics = {"train_loss": self.loss, "elapsed_seconds": clock.elapsed}
-        if clock.elapsed > last_elapsed:
-            metrics["tokens_per_second"] = tokens / (clock.elapsed - last_elapsed)
-        metrics["epoch_of_data"] = data_of(trainer).train_dataloader().epoch
-        for group in trainer.optimizers[0].param_groups:
-            metrics[f"lr/{group['name']}"] = group["lr"]
-            if "momentum" in group:
-                metrics["momentum"] = group["momentum"]
-        metrics["phase/late_qat"] = float(find(trainer, LateQAT).active)
-        metrics["phase/snapshots"] = float(find(trainer, SnapshotAveraging).num_snapshots)
+        self._last = (trainer.global_step, elapsed)
+        metrics = {"train_loss": self.loss, "epoch_of_data": data_of(trainer).epoch}
+        if elapsed > last_elapsed:
+            tokens = (trainer.global_step - last_step) * data_of(trainer).train_batch_tokens
+            metrics["tokens_per_second"] = tokens / (elapsed - last_elapsed)
+        for reporter in reporters(trainer):
+            metrics |= reporter.metrics(trainer)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-    def _mark_phases(self, trainer: Trainer) -> None:
-        late_qat, averaging = find(trainer, LateQAT), find(trainer, SnapshotAveraging)
-        if late_qat.start_step == trainer.global_step - 1:
-            _mark(
-                trainer,
-                "late QAT",
-                f"fake quantisation from step {late_qat.start_step}, {late_qat.start_seconds:.1f} s",
-            )
-        if averaging.last_snapshot_step == trainer.global_step:
-            _mark(trainer, "snapshot", f"snapshot {averaging.num_snapshots} at step {trainer.global_step}")
-
-
-def _mark(trainer: Trainer, tag: str, text: str) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(tag, text, trainer.global_step)

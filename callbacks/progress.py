@@ -6,21 +6,24 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.clock import Clock
-from callbacks.common import ends_step, find
-from callbacks.late_qat import LateQAT
+from callbacks.common import ends_step, find, phase_of
 from callbacks.monitor import Monitor
-from callbacks.schedule import Schedule
 
 
 class BudgetProgressBar(TQDMProgressBar):
     """Lightning's bar, filled by the budget that ends the run (seconds, else steps) rather than by batches."""
 
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar for the validation loop, whose one batch is a whole scoring: that has a bar of its own."""
+        return Tqdm(disable=True)
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Measure the bar in the run's budget."""
         clock = find(trainer, Clock)
-        self.train_progress_bar.reset(total=clock.max_seconds or trainer.max_steps)
+        self.train_progress_bar.reset(total=clock.train_seconds or trainer.max_steps)
         self.train_progress_bar.bar_format = (
             "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
             + (" s" if clock.max_seconds else " steps")
@@ -35,7 +38,7 @@ class BudgetProgressBar(TQDMProgressBar):
         if not ends_step(trainer, batch_idx):
             return
         due = trainer.global_step % self.refresh_rate == 0 or trainer.should_stop
-        if due or phase(trainer) != self.train_progress_bar.desc:
+        if due or phase_of(trainer) != self.train_progress_bar.desc:
             self._show(trainer)
 
     def get_metrics(
@@ -51,12 +54,5 @@ class BudgetProgressBar(TQDMProgressBar):
     def _show(self, trainer: Trainer) -> None:
         bar, clock = self.train_progress_bar, find(trainer, Clock)
         bar.n = round(clock.elapsed, 1) if clock.max_seconds else trainer.global_step
-        bar.set_description_str(phase(trainer), refresh=False)
+        bar.set_description_str(phase_of(trainer), refresh=False)
         bar.set_postfix(self.get_metrics(trainer, trainer.lightning_module))
-
-
-def phase(trainer: Trainer) -> str:
-    """What a step of the run is doing now."""
-    if find(trainer, LateQAT).active:
-        return "late QAT"
-    return "warm-down" if find(trainer, Schedule).multiplier < 1 else "constant rate"

@@ -8,19 +8,16 @@ from typing import Any, TextIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.averaging import SnapshotAveraging
 from callbacks.clock import Clock
-from callbacks.common import ends_step, find
-from callbacks.export import Export
-from callbacks.late_qat import LateQAT
+from callbacks.common import Event, ends_step, find
 from callbacks.monitor import Monitor
-from callbacks.scoring import SlidingWindowScore
+from callbacks.scoring import ValidationScore
 
 
 class RunLog(Callback):
     """Write a fit's events to ``train.log`` in its log folder, on rank 0, as they happen.
 
-    Must come after the callbacks that it asks.
+    It must come after the callbacks that it asks: the clock, the monitor and the validation's score.
     """
 
     def __init__(self) -> None:
@@ -41,18 +38,16 @@ class RunLog(Callback):
         """Say where the run starts from."""
         self._say(f"start at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
 
+    def on_event(self, trainer: Trainer, event: Event) -> None:
+        """Write what a reporter has to say."""
+        self._say(event.sentence)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a step that the monitor logged, and the phases as they begin."""
-        if not ends_step(trainer, batch_idx):
-            return
-        step, late_qat, averaging = trainer.global_step, find(trainer, LateQAT), find(trainer, SnapshotAveraging)
-        if late_qat.start_step == step - 1:
-            self._say(f"late QAT from step {late_qat.start_step}, {late_qat.start_seconds:.3f} s")
-        if averaging.last_snapshot_step == step:
-            self._say(f"snapshot {averaging.num_snapshots} at step {step}")
-        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        """Write a step that the monitor logged."""
+        step = trainer.global_step
+        if ends_step(trainer, batch_idx) and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             elapsed, loss = find(trainer, Clock).elapsed, find(trainer, Monitor).loss
             self._say(
                 f"step {step} train_loss {loss:.4f} elapsed {elapsed:.3f} s step_avg {1000 * elapsed / step:.2f} ms"
@@ -60,7 +55,7 @@ class RunLog(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a validation's score."""
-        score = find(trainer, SlidingWindowScore).score
+        score = find(trainer, ValidationScore).score
         if trainer.state.fn == TrainerFn.FITTING and score is not None:
             self._say(
                 f"validation step {trainer.global_step} val_loss {score.loss:.6f} val_bpb {score.bits_per_byte:.6f}"
@@ -69,18 +64,6 @@ class RunLog(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the run stopped."""
         self._say(f"stopped at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was exported and what it scores."""
-        facts = find(trainer, Export).summary(trainer)
-        self._say(
-            f"exported {facts['bytes_model']} bytes, with code {facts['bytes_code']} bytes {facts['bytes_total']} bytes"
-        )
-        self._say(f"float weights val_loss {facts['pre_quant_val_loss']:.8f} val_bpb {facts['pre_quant_val_bpb']:.8f}")
-        self._say(
-            f"artifact val_loss {facts['val_loss']:.8f} val_bpb {facts['val_bpb']:.8f} "
-            f"scored in {facts['eval_time_seconds']:.3f} s"
-        )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the log."""

@@ -5,56 +5,68 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from components.scoring import BitsPerByte, Score, WindowBatch
+from callbacks.common import Reporter, Stage, data_of, network_of
+from components.scorer import ScoringPass
+from components.scoring import Score
 
 
-class SlidingWindowScore(Callback):
-    """Sum what the validation loop's windows score, and log it as ``val_loss`` (nats a token) and ``val_bpb``."""
+class ValidationScore(Reporter):
+    """Log a validation's score as ``val_loss`` (nats a token) and ``val_bpb``."""
+
+    stage = Stage.OBSERVER
 
     def __init__(self) -> None:
         super().__init__()
         self.score: Score | None = None
-        self._metric = BitsPerByte()
         self._started = 0.0
         self._seconds = 0.0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start the watch."""
         self._started = time.perf_counter()
-        self._metric = BitsPerByte().to(pl_module.device)
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: WindowBatch,
+        batch: ScoringPass,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch's nats, float [B, S]."""
-        self._metric.update(outputs, batch)
+        """Take the score of the one pass that a validation is."""
+        self.score = outputs
+        self._seconds = time.perf_counter() - self._started
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the ranks' sums together and log them."""
-        self.score = self._metric.compute()
-        self._seconds = time.perf_counter() - self._started
+        """Log it."""
+        assert self.score is not None
         # The sums are of all ranks already.
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
             pl_module.log(name, value, prog_bar=True, sync_dist=False, rank_zero_only=False)
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the summary of a ``validate`` says of the score; a fit's is of its exported file, and in Export's."""
+        """The score that ``validate`` came to; a fit's result is its exported file's, which Export gives."""
         if trainer.state.fn != TrainerFn.VALIDATING or self.score is None:
             return {}
         return {**score_summary(self.score), "eval_time_seconds": self._seconds}
 
 
+def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tuple[Score, float]:
+    """Score the network as a run's result is scored, outside of the trainer's loops; with it, the seconds it took."""
+    started = time.perf_counter()
+    show_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    pl_module.eval()
+    with trainer.precision_plugin.val_step_context():
+        score = data_of(trainer).final_pass(title).run(network_of(pl_module), show_progress)
+    return score, time.perf_counter() - started
+
+
 def score_summary(score: Score) -> dict[str, Any]:
-    """The summary's words for a score."""
+    """A score as fields of the summary."""
     return {
         "val_loss": score.loss,
         "val_bpb": score.bits_per_byte,

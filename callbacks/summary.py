@@ -14,30 +14,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.common import callbacks_of, data_of, network_of
+from callbacks.common import data_of, network_of, reporters
 from components.files import write_whole
 
 
 class RunSummary(Callback):
-    """Gather the ``summary`` of every callback and of the data, and warn of every phase that never came.
+    """Gather the facts of every reporter and of the data, and warn of every phase that never came.
 
-    Must come after the callbacks that it asks. One of them may have ``summary(trainer) -> dict`` and
-    ``missed(trainer) -> list of sentences``.
+    It must come after the callbacks that it asks.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a fit's summary and say what never happened."""
-        missed = [
-            sentence
-            for callback in callbacks_of(trainer)
-            if hasattr(callback, "missed")
-            for sentence in callback.missed(trainer)
-        ]
+        missed = [sentence for reporter in reporters(trainer) for sentence in reporter.missed(trainer)]
         for sentence in missed:
             rank_zero_warn(f"A phase never came: {sentence}.")
-        batch_tokens = data_of(trainer).train_batch_tokens
-        steps = {"step_stop": trainer.global_step, "tokens_seen": trainer.global_step * batch_tokens}
-        self._write(trainer, pl_module, {**steps, "phases_missed": missed})
+        facts = {
+            "step_stop": trainer.global_step,
+            "tokens_seen": trainer.global_step * data_of(trainer).train_batch_tokens,
+            "phases_missed": missed,
+            "techniques": [sentence for reporter in reporters(trainer) for sentence in reporter.describe(trainer)],
+        }
+        self._write(trainer, pl_module, facts)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a validate's summary."""
@@ -45,9 +43,8 @@ class RunSummary(Callback):
             self._write(trainer, pl_module, {})
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, facts: dict[str, Any]) -> None:
-        for callback in callbacks_of(trainer):
-            if hasattr(callback, "summary"):
-                facts |= callback.summary(trainer)
+        for reporter in reporters(trainer):
+            facts |= reporter.summary(trainer)
         facts |= data_of(trainer).summary()
         facts |= _surroundings(trainer, pl_module)
         log_dir = trainer.log_dir  # asks rank 0, so every rank must
@@ -64,6 +61,7 @@ def _surroundings(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
         "num_params": sum(p.numel() for p in network_of(pl_module).parameters()),
+        "network": network_of(pl_module).config.describe(),
         "seed": None if seed is None else int(seed),
         "world_size": trainer.world_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",

@@ -4,51 +4,66 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.common import data_of, find, network_of
-from callbacks.late_qat import LateQAT
+from callbacks.common import Stage, Variant, data_of, reporters
 from components.errors import UserError
 
 
 class CompileWarmup(Callback):
-    """Run whole training steps on made-up ids, plain and under fake quantisation, and scoring batches.
+    """Run whole training steps and scorings on made-up ids, in every form that a technique will give the network.
 
-    Afterwards weights and optimizer state are what they were, no token of the stream has been read, and a graph that
+    Afterward weights and optimizer state are what they were, no token of the data has been read, and a graph that
     would still have to be compiled during the run is an error, not a stall.
 
     Args:
-        steps: Optimizer steps of warm-up, half of them plain and half under fake quantisation; 0 for none.
+        steps: Optimizer steps of warm-up, an equal share of them for each form of the network; 0 for none.
     """
+
+    stage = Stage.WARMUP
 
     def __init__(self, steps: int = 20) -> None:
         super().__init__()
-        if steps < 0 or steps == 1:
-            raise UserError(f"warmup.steps is {steps}; set it to 0 for none or to at least 2, one for each graph.")
+        if steps < 0:
+            raise UserError(f"warmup.steps is {steps}; set it to 0 for none or to a number of steps.")
         self.steps = steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warm up, put the state back, and refuse later compilation."""
+        """Warm up, put the state back, and refuse later compilation.
+
+        Raises:
+            UserError: There are fewer steps than graphs to compile.
+        """
         if not self.steps:
             return
+        variants = [v for reporter in reporters(trainer) for v in reporter.variants(trainer, pl_module)]
+        forms = _combinations(variants)
+        if self.steps < len(forms):
+            names = " and ".join(variant.name for variant in variants)
+            raise UserError(
+                f"warmup.steps is {self.steps}, and the run has {len(forms)} graphs to compile, with and without "
+                f"{names}; set it to 0 for none or to at least {len(forms)}."
+            )
         [optimizer] = trainer.optimizers
         parameters: list[torch.Tensor] = list(pl_module.parameters())
         saved_parameters = [p.detach().clone() for p in parameters]
         saved_optimizer = copy.deepcopy(optimizer.state_dict())
-        late_qat = find(trainer, LateQAT)
         batch = data_of(trainer).example_batch(pl_module.device)
-        for step in range(self.steps):
-            if step == self.steps // 2:
-                network_of(pl_module).enable_fake_quantisation(late_qat.keep_last_k_fp16)
-            loss = trainer.strategy.training_step(batch, 0)
-            assert isinstance(loss, torch.Tensor)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        network_of(pl_module).disable_fake_quantisation()
-        self._warm_scoring(trainer, pl_module)
+        for i, form in enumerate(forms):
+            with _applied(form):
+                for _ in range(i * self.steps // len(forms), (i + 1) * self.steps // len(forms)):
+                    loss = trainer.strategy.training_step(batch, 0)
+                    assert isinstance(loss, torch.Tensor)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+        for form in _combinations([variant for variant in variants if variant.scored]):
+            with _applied(form):
+                _score(trainer, pl_module)
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved_parameters)
         optimizer.load_state_dict(saved_optimizer)
@@ -63,10 +78,22 @@ class CompileWarmup(Callback):
         """Leave the process as it was."""
         torch.compiler.set_stance("default")
 
-    @torch.no_grad()
-    def _warm_scoring(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.eval()
-        # The first window may have a shape of its own; from the second batch on all are alike.
-        for i, batch in enumerate(itertools.islice(data_of(trainer).val_dataloader(), 2)):
-            trainer.strategy.validation_step(batch, i)
-        pl_module.train()
+
+def _combinations(variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
+    """Every set of variants that a run may be in, the plain network first."""
+    return [form for size in range(len(variants) + 1) for form in itertools.combinations(variants, size)]
+
+
+@contextmanager
+def _applied(form: Sequence[Variant]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for variant in form:
+            stack.enter_context(variant.applied())
+        yield
+
+
+@torch.no_grad()
+def _score(trainer: Trainer, pl_module: LightningModule) -> None:
+    pl_module.eval()
+    trainer.strategy.validation_step(data_of(trainer).example_pass(), 0)
+    pl_module.train()

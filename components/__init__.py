@@ -1,1 +1,1 @@
-"""The system in plain torch, without lightning: network, optimizer, quantisation, artifact file, bits per byte."""
+"""The system in plain torch, without lightning: network, optimizer, quantization, artifact file, bits per byte."""

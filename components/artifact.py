@@ -11,8 +11,9 @@ bytes       what
 4           length of the model
 8           length of the file
 16          BLAKE2b-128 of the rest of the file, preceded by the fields above
-header      zstd frame over JSON: ``{"settings": {name: value}, "tensors": [[name, storage, shape], ...]}``, keys and
-            tensors sorted by name; storage is ``int5``, ``int6``, ``int8`` or ``float16``
+header      zstd frame over JSON: ``{"settings": {name: value}, "storage": [rule, ...], "tensors": [[name, storage,
+            shape], ...]}``, keys and tensors sorted by name; storage is ``int5``, ``int6``, ``int8`` or ``float16``,
+            a rule has the fields of `components.storage.StorageRule`; files of before the rules have none
 model       zstd frame over the statistical model of the values; see `components.weight_coding`
 the rest    the values, coded under that model by `components.rans`
 =========== ==================================================================================================
@@ -24,7 +25,7 @@ fractional-bit tables chosen by row and column takes 2.6% less than a zstd-22 st
 A reader need not trust the file: every length is checked before anything of that size is made, tensors are at most
 `MAX_ELEMENTS` values in all, and one checksum covers every byte.
 
-``python -m components.artifact FILE`` describes a file.
+``python -m components.artifact_report FILE`` describes a file.
 """
 
 import hashlib
@@ -32,16 +33,16 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-from torch import Tensor
-
+from components.compression import ZSTD_LEVEL, require_zstandard
 from components.errors import UserError
-from components.files import write_whole
-from components.quantisation import Storage, StoredTensor, quantise, storage_of
+from components.files import read_user_file, write_user_file
+from components.quantization import StoredTensor
 from components.rans import CorruptStreamError
+from components.storage import Storage, StorageRule
 from components.weight_coding import TensorForm, decode_tensors, encode_tensors, model_bytes
 
 MAX_BYTES = 16_000_000
@@ -63,7 +64,6 @@ _DIGEST_BYTES = 16
 _FIRST_BYTES = _PREAMBLE.size + _DIGEST_BYTES
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_RANK = 8
-_ZSTD_LEVEL = 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,64 +73,27 @@ class Artifact:
     Attributes:
         settings: the model's settings; None for a public file, which has none.
         tensors: the stored weights by name.
+        rules: the storage rules that the weights were stored by; empty where the file does not say.
     """
 
     settings: dict[str, Setting] | None
     tensors: dict[str, StoredTensor]
+    rules: tuple[StorageRule, ...] = ()
 
 
 class _Damage(Exception):  # noqa: N818
     """What in the file contradicts the format."""
 
 
-def require_zstandard() -> ModuleType:
-    """The zstandard package.
+def write_artifact(
+    path: Path | str,
+    settings: Mapping[str, Setting],
+    tensors: Mapping[str, StoredTensor],
+    rules: Sequence[StorageRule] = (),
+) -> int:
+    """Write settings, tensors and the rules they were stored by as an artifact, whole or not at all.
 
-    Raises:
-        UserError: it is not installed. There is no other compression to fall back on: the files would differ.
-    """
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(
-            "Artifacts need the package zstandard, which is not installed; run `pip install zstandard`."
-        ) from error
-    return zstandard
-
-
-def store_state(state: Mapping[str, Tensor], num_layers: int, keep_last_k_fp16: int = 1) -> dict[str, StoredTensor]:
-    """Each weight as export stores it.
-
-    Args:
-        state: float tensors by their names in the network, on any device.
-        num_layers: number of blocks of the network.
-        keep_last_k_fp16: the key projections of this many last blocks stay in float16.
-
-    Raises:
-        UserError: a weight is not finite, or beyond the range of float16.
-    """
-    stored = {}
-    for name, weight in state.items():
-        assert weight.is_floating_point(), f"{name} is {weight.dtype}"
-        storage = storage_of(name, weight.shape, num_layers, keep_last_k_fp16)
-        stored[name] = quantise(weight.cpu(), storage)
-        if not stored[name].is_sound():
-            raise UserError(
-                f"{name} holds values that are not finite or too large for float16, so it cannot be exported; "
-                f"train again with a lower learning rate or from an earlier checkpoint."
-            )
-    return stored
-
-
-def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The float32 weights that stored tensors stand for, by name."""
-    return {name: tensor.dequantise() for name, tensor in tensors.items()}
-
-
-def write_artifact(path: Path | str, settings: Mapping[str, Setting], tensors: Mapping[str, StoredTensor]) -> int:
-    """Write settings and tensors as an artifact, whole or not at all.
-
-    The same settings and tensors, in any order, give the same bytes.
+    The same settings, tensors and rules, the first two in any order, give the same bytes.
 
     Returns:
         The file's length in bytes.
@@ -140,7 +103,7 @@ def write_artifact(path: Path | str, settings: Mapping[str, Setting], tensors: M
             written.
     """
     path = Path(path)
-    compressor = require_zstandard().ZstdCompressor(level=_ZSTD_LEVEL)
+    compressor = require_zstandard().ZstdCompressor(level=ZSTD_LEVEL)
     names = sorted(tensors)
     stored = [tensors[name] for name in names]
     forms = [TensorForm(tensor.storage, tuple(tensor.values.shape)) for tensor in stored]
@@ -151,6 +114,7 @@ def write_artifact(path: Path | str, settings: Mapping[str, Setting], tensors: M
         )
     description = {
         "settings": dict(settings),
+        "storage": [asdict(rule) for rule in rules],
         "tensors": [[name, form.storage, form.shape] for name, form in zip(names, forms, strict=True)],
     }
     header_json = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -172,7 +136,7 @@ def read_artifact(path: Path | str) -> Artifact:
             is missing.
     """
     path = Path(path)
-    return parse_artifact(read_user_file(path), path)
+    return parse_artifact(read_user_file(path, MAX_FILE_BYTES), path)
 
 
 def parse_artifact(data: bytes, path: Path) -> Artifact:
@@ -196,7 +160,7 @@ def parse_artifact(data: bytes, path: Path) -> Artifact:
         if data[_PREAMBLE.size : _FIRST_BYTES] != _digest(data[: _PREAMBLE.size], rest):
             raise _Damage("its checksum does not match")
         header, rest = rest[:header_bytes], rest[header_bytes:]
-        settings, named_forms = _parse_header(_decompress(header, "header", most=_MAX_HEADER_BYTES))
+        settings, rules, named_forms = _parse_header(_decompress(header, "header", most=_MAX_HEADER_BYTES))
         forms = list(named_forms.values())
         expected = model_bytes(forms)
         model = _decompress(rest[:model_frame_bytes], "model", most=expected, least=expected)
@@ -206,37 +170,7 @@ def parse_artifact(data: bytes, path: Path) -> Artifact:
     except (_Damage, CorruptStreamError) as damage:
         reason = str(damage) or "its values do not decode"
         raise UserError(f"{path} is damaged: {reason}; copy or export it again.") from damage
-    return Artifact(settings, dict(zip(named_forms, tensors, strict=True)))
-
-
-def read_user_file(path: Path) -> bytes:
-    """The bytes of a file that the user named.
-
-    Raises:
-        UserError: it cannot be read, or has more than `MAX_FILE_BYTES`.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give an artifact that exists.") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{path} has over {MAX_FILE_BYTES:,} bytes, so it is not an artifact; give an exported file.")
-    return data
-
-
-def write_user_file(path: Path, data: bytes) -> None:
-    """Write a file where the user wants it, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); make room or choose another folder, and export again."
-        ) from error
+    return Artifact(settings, dict(zip(named_forms, tensors, strict=True)), rules)
 
 
 def _digest(preamble: bytes, rest: bytes) -> bytes:
@@ -262,13 +196,15 @@ def _decompress(frame: bytes, part: str, *, most: int, least: int = 0) -> bytes:
     return content
 
 
-def _parse_header(content: bytes) -> tuple[dict[str, Setting], dict[str, TensorForm]]:
+def _parse_header(content: bytes) -> tuple[dict[str, Setting], tuple[StorageRule, ...], dict[str, TensorForm]]:
+    wrong = _Damage("its header is not as the format says")
     try:
         header = json.loads(content)
         settings, listed = header["settings"], header["tensors"]
         forms = {name: TensorForm(Storage(storage), tuple(shape)) for name, storage, shape in listed}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _Damage("its header is not as the format says") from error
+        rules = tuple(_parse_rule(**rule) for rule in header.get("storage", ()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise wrong from error
     sound = (
         isinstance(settings, dict)
         and all(isinstance(value, Setting) for value in settings.values())
@@ -276,18 +212,18 @@ def _parse_header(content: bytes) -> tuple[dict[str, Setting], dict[str, TensorF
         and all(isinstance(name, str) and _is_possible(form) for name, form in forms.items())
     )
     if not sound:
-        raise _Damage("its header is not as the format says")
+        raise wrong
     if _num_elements(list(forms.values())) > MAX_ELEMENTS:
         raise _Damage(f"its header lists more than {MAX_ELEMENTS:,} values")
-    return settings, forms
+    return settings, rules, forms
+
+
+def _parse_rule(names: str, storage: Any, at_most: int, qat: bool) -> StorageRule:
+    if type(names) is not str or type(at_most) is not int or type(qat) is not bool:
+        raise TypeError("a storage rule's fields are of other types")
+    return StorageRule(names, Storage(storage).value, at_most, qat)
 
 
 def _is_possible(form: TensorForm) -> bool:
     rank_fits = len(form.shape) == 2 if form.storage is not Storage.FLOAT16 else len(form.shape) <= _MAX_RANK
     return rank_fits and all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in form.shape)
-
-
-if __name__ == "__main__":
-    from components.artifact_report import main  # imports this module under its own name
-
-    main()

@@ -1,4 +1,4 @@
-"""What an artifact holds, for people to read."""
+"""``python -m components.artifact_report FILE``: what an artifact holds, for people to read."""
 
 import argparse
 import hashlib
@@ -7,10 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from components.artifact import MAX_BYTES, Artifact, read_user_file
-from components.errors import UserError
-from components.public_artifact import read_any_artifact, write_public_artifact
-from components.quantisation import StoredTensor
+from components.artifact import MAX_BYTES, MAX_FILE_BYTES, Artifact
+from components.command import run_command
+from components.files import read_user_file
+from components.model_files import read_any_artifact
+from components.public_artifact import write_public_artifact
+from components.quantization import StoredTensor
 from components.weight_coding import coded_sizes
 
 
@@ -24,7 +26,7 @@ def describe(path: Path) -> str:
         UserError: as `read_any_artifact`.
     """
     artifact = read_any_artifact(path)
-    data = read_user_file(path)
+    data = read_user_file(path, MAX_FILE_BYTES)
     margin = f"{abs(MAX_BYTES - len(data)):,} {'over' if len(data) > MAX_BYTES else 'under'}"
     return "\n".join(
         [
@@ -51,30 +53,37 @@ def weights_sha256(tensors: Mapping[str, StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Describe the file named on the command line, or write it in the public format."""
-    parser = argparse.ArgumentParser(prog="python -m components.artifact", description="Describe an exported model.")
+def main(arguments: Sequence[str]) -> None:
+    """Describe the file named on the command line, or write it in the public format.
+
+    Raises:
+        UserError: as `describe`, or the other file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m components.artifact_report", description="Describe an exported model."
+    )
     parser.add_argument("file", type=Path, help="an artifact, or a public .int5int6.ptz file")
     parser.add_argument("--format", choices=["public"], help="write the same weights in the public format instead")
     parser.add_argument("--out", type=Path, help="the file to write, as .int5int6.ptz")
     options = parser.parse_args(arguments)
     if (options.format is None) != (options.out is None):
         parser.error("--format and --out go together: say what to write and where")
-    try:
-        if options.format:
-            num_bytes = write_public_artifact(options.out, read_any_artifact(options.file).tensors)
-            print(f"{options.out}: public format, {num_bytes:,} bytes")
-        else:
-            print(describe(options.file))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    if options.format:
+        num_bytes = write_public_artifact(options.out, read_any_artifact(options.file).tensors)
+        print(f"{options.out}: public format, {num_bytes:,} bytes")
+    else:
+        print(describe(options.file))
 
 
 def _settings_lines(artifact: Artifact) -> list[str]:
     if artifact.settings is None:
         return ["settings: the public format holds none"]
     width = max(map(len, artifact.settings), default=0)
-    return ["settings:", *(f"  {name:<{width}}  {json.dumps(value)}" for name, value in artifact.settings.items())]
+    lines = ["settings:", *(f"  {name:<{width}}  {json.dumps(value)}" for name, value in artifact.settings.items())]
+    for rule in artifact.rules:
+        size = f" of at most {rule.at_most:,} elements" if rule.at_most else ""
+        lines.append(f"  stored as {rule.storage:<7}  {rule.names}{size}{', seen by late QAT' if rule.qat else ''}")
+    return lines
 
 
 def _tensor_lines(artifact: Artifact, file_bytes: int) -> list[str]:
@@ -97,3 +106,7 @@ def _tensor_lines(artifact: Artifact, file_bytes: int) -> list[str]:
         rest = file_bytes - sum(sizes)
         lines.append(f"{'header, statistical model, coder states':<{width + 31}}  {round(rest):>12,}")
     return lines
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

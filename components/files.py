@@ -1,9 +1,11 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and files that a user names."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from components.errors import UserError
 
 
 @contextmanager
@@ -34,3 +36,33 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with written_beside(path) as scratch:
         scratch.write_bytes(data)
+
+
+def read_user_file(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a model's file that the user named.
+
+    Raises:
+        UserError: it cannot be read, or has more than ``max_bytes``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file that a fit left.") from error
+    if len(data) > max_bytes:
+        raise UserError(f"{path} has over {max_bytes:,} bytes, so it is not a model; give a file that a fit left.")
+    return data
+
+
+def write_user_file(path: Path, data: bytes) -> None:
+    """Write a file where the user wants it, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room or choose another folder, and export again."
+        ) from error

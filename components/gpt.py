@@ -7,19 +7,18 @@ heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import UserError
-from components.quantisation import Storage, fake_quantise, storage_of
-
-BOS_ID = 1  # the published tokenizer's begin-of-document piece
-RMS_EPS = torch.finfo(torch.float32).eps  # named, because torch's default follows the input's dtype on some versions
-MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialisation
+from components.layers import Embedding, Fakeable, Linear, rms_norm, seen_weight
+from components.quantization import Quantizer
+from components.storage import StorageRule, assign
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class GPTConfig:
             "scaled", orthogonal over sqrt(2 * num_layers).
         smear_across_documents: Whether SmearGate mixes a document's first token with the document before it, as the
             public run did; the challenge's later rulings ask for false.
+        bos_id: The id that begins a document.
     """
 
     vocab_size: int = 1024
@@ -61,6 +61,7 @@ class GPTConfig:
     bigram_dim: int = 128
     output_proj_init: Literal["zero", "scaled"] = "zero"
     smear_across_documents: bool = True
+    bos_id: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.
@@ -76,8 +77,8 @@ class GPTConfig:
                 raise UserError(f"model.{name} is {getattr(self, name)}; set it above 0.")
         if self.model_dim % (2 * self.num_heads):
             raise UserError(
-                f"model.model_dim {self.model_dim} over model.num_heads {self.num_heads} is no even head width; "
-                "choose a width that is a multiple of twice the heads."
+                f"model.model_dim {self.model_dim} over model.num_heads {self.num_heads} gives no heads of "
+                "an even width; choose a width that is a multiple of twice the heads."
             )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
@@ -86,43 +87,33 @@ class GPTConfig:
             )
         if self.bigram_vocab_size and (self.bigram_vocab_size < 2 or self.bigram_dim < 1):
             raise UserError(
-                f"model.bigram_vocab_size {self.bigram_vocab_size} with model.bigram_dim {self.bigram_dim} is no "
-                "table; use at least 2 rows of 1 channel, or model.bigram_vocab_size 0 for none."
+                f"model.bigram_vocab_size {self.bigram_vocab_size} with model.bigram_dim {self.bigram_dim} cannot "
+                "make a table; use at least 2 rows of 1 channel, or model.bigram_vocab_size 0 for no table."
             )
 
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Scale the last dimension to unit root mean square, in the input's dtype."""
-    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS).to(x.dtype)
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias, its float32 weight cast to the input's dtype and fake-quantised on demand."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self.fake_storage = Storage.FLOAT16  # as what forward passes see the weight; FLOAT16 is the weight itself
-
-    def reset_parameters(self) -> None:
-        """Orthogonal with gain 1, or torch's default for a matrix with a side under 64."""
-        if min(self.weight.shape) >= MIN_ORTHOGONAL:
-            nn.init.orthogonal_(self.weight)
-        else:
-            super().reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., in_features] to [..., out_features]."""
-        weight = fake_quantise(self.weight, self.fake_storage)
-        return F.linear(x, weight.to(x.dtype))
+    def describe(self) -> str:
+        """The network in a phrase, for people."""
+        parts = [
+            f"{self.num_layers} blocks of width {self.model_dim}",
+            f"{self.num_heads} query and {self.num_kv_heads} key/value heads",
+            f"MLP {self.mlp_mult:g} times as wide",
+            "U-Net skips",
+            "SmearGate",
+        ]
+        if self.bigram_vocab_size:
+            parts.append(f"a hash table of {self.bigram_vocab_size:,} token pairs, {self.bigram_dim} wide")
+        return f"{', '.join(parts)}; a vocabulary of {self.vocab_size:,} pieces"
 
 
 class BigramHash(nn.Module):
     """An embedding of each token's hashed pair with the token before it."""
 
+    optimizer_groups: ClassVar = {"scale": "scalars"}
+
     def __init__(self, num_buckets: int, dim: int, model_dim: int, num_layers: int) -> None:
         super().__init__()
         self.num_buckets = num_buckets
-        self.embed = nn.Embedding(num_buckets, dim)
+        self.embed = Embedding(num_buckets, dim)
         self.proj = Linear(dim, model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
         # The table starts at zero, so the projection must not, at any width: with both at zero neither has a gradient.
@@ -145,9 +136,12 @@ class BigramHash(nn.Module):
 class SmearGate(nn.Module):
     """Mix every position with the one before it, by a learned share per channel."""
 
-    def __init__(self, model_dim: int, across_documents: bool) -> None:
+    optimizer_groups: ClassVar = {"gate": "scalars"}
+
+    def __init__(self, model_dim: int, across_documents: bool, bos_id: int) -> None:
         super().__init__()
         self.across_documents = across_documents
+        self.bos_id = bos_id
         self.gate = nn.Parameter(torch.zeros(model_dim))
 
     def forward(self, x_BTC: Tensor, ids_BT: Tensor) -> Tensor:
@@ -156,7 +150,7 @@ class SmearGate(nn.Module):
         previous = F.pad(x_BTC[:, :-1], (0, 0, 1, 0))
         if self.across_documents:
             return (1 - gate) * x_BTC + gate * previous
-        gate = gate * (ids_BT != BOS_ID).unsqueeze(-1)
+        gate = gate * (ids_BT != self.bos_id).unsqueeze(-1)
         return (1 - gate) * x_BTC + gate * previous
 
 
@@ -175,6 +169,8 @@ def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
 
 class Attention(nn.Module):
     """Causal grouped-query attention over RMS-normed, rotated queries and keys."""
+
+    optimizer_groups: ClassVar = {"q_gain": "scalars"}
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -232,6 +228,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP on a per-channel mix of the residual stream and the network's input."""
 
+    optimizer_groups: ClassVar = {"attn_scale": "scalars", "mlp_scale": "scalars", "resid_mix": "scalars"}
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.attn = Attention(config)
@@ -260,23 +258,25 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The whole network. Weights are float32; under autocast the residual stream is of autocast's dtype."""
 
+    optimizer_groups: ClassVar = {"skip_weights": "scalars"}
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_emb = nn.Embedding(config.vocab_size, config.model_dim)
+        self.tok_emb = Embedding(config.vocab_size, config.model_dim)
         self.bigram = (
             BigramHash(config.bigram_vocab_size, config.bigram_dim, config.model_dim, config.num_layers)
             if config.bigram_vocab_size
             else None
         )
-        self.smear = SmearGate(config.model_dim, config.smear_across_documents)
+        self.smear = SmearGate(config.model_dim, config.smear_across_documents, config.bos_id)
         self.num_skips = config.num_layers // 2
         self.skip_weights = nn.Parameter(torch.ones(self.num_skips, config.model_dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
-        self._initialise()
+        self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         if self.lm_head is None:
             nn.init.normal_(self.tok_emb.weight, std=self.config.tied_embed_init_std)
         else:
@@ -287,24 +287,42 @@ class GPT(nn.Module):
                 if name.endswith("proj.weight"):
                     p.mul_(gain)
 
-    def enable_fake_quantisation(self, keep_last_k_fp16: int) -> None:
-        """Let forward passes see MLP and attention matrices as export will store them, with straight-through gradients.
+    def enable_fake_quantization(self, rules: Iterable[StorageRule], quantizer: Quantizer) -> None:
+        """Let forward passes see weights as export will store them, with straight-through gradients.
 
         Args:
-            keep_last_k_fp16: Key projections of so many last blocks are exported in float16 and stay as they are.
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                storage = storage_of(
-                    f"{name}.weight", module.weight.shape, self.config.num_layers, keep_last_k_fp16=keep_last_k_fp16
-                )
-                module.fake_storage = storage if storage in (Storage.INT5, Storage.INT6) else Storage.FLOAT16
+            rules: How weights are stored, and which of them are faked.
+            quantizer: What rounds them.
 
-    def disable_fake_quantisation(self) -> None:
+        Raises:
+            UserError: A rule fakes a tensor that is neither a matrix of a linear layer nor a table.
+        """
+        self.disable_fake_quantization()
+        for name, rule in assign(self.shapes(), rules).items():
+            if not rule.qat:
+                continue
+            module = self.get_submodule(name.rpartition(".")[0])
+            if not (isinstance(module, Fakeable) and name.endswith(".weight")):
+                raise UserError(
+                    f"The storage rule for {rule.names} asks late QAT to fake {name}, which is neither a matrix of a "
+                    "linear layer nor a table; set its qat to false in export.storage."
+                )
+            module.fake = (quantizer, rule.kind)
+
+    def disable_fake_quantization(self) -> None:
         """Let forward passes see the weights themselves again."""
         for module in self.modules():
-            if isinstance(module, Linear):
-                module.fake_storage = Storage.FLOAT16
+            if isinstance(module, Fakeable):
+                module.fake = None
+
+    @property
+    def is_faking(self) -> bool:
+        """Whether forward passes see some weights as export will store them."""
+        return any(isinstance(module, Fakeable) and module.fake is not None for module in self.modules())
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each parameter, by its name."""
+        return {name: p.shape for name, p in self.named_parameters()}
 
     def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
         """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
@@ -335,7 +353,7 @@ class GPT(nn.Module):
             x = block(x, x0, cos, sin, num_scored if last else x.size(1))
             if i < self.num_skips:
                 skips.append(x)
-        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+        head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
         z = F.linear(rms_norm(x), head.to(dtype)).float()
         return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
@@ -343,3 +361,27 @@ class GPT(nn.Module):
         """Cross-entropy of each target, in nats, float32 [B, S]; targets are those of the last S positions."""
         logits = self.logits(input_ids_BT, target_ids_BS.size(1))
         return F.cross_entropy(logits.flatten(0, 1), target_ids_BS.flatten(), reduction="none").view_as(target_ids_BS)
+
+
+def load_weights(network: GPT, weights: Mapping[str, Tensor], source: str) -> None:
+    """Give a network the weights that were read from a file.
+
+    Args:
+        network: The network.
+        weights: Float weights by name.
+        source: The file, for the error message.
+
+    Raises:
+        UserError: The weights are of another network.
+    """
+    expected = network.shapes()
+    found = {name: weight.shape for name, weight in weights.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        here, there = (list(shapes[name]) if name in shapes else "none" for shapes in (expected, found))
+        raise UserError(
+            f"{source} holds the weights of another network: {name} is {there} there and {here} in the "
+            "configuration's network; give the model settings that it was trained with."
+        )
+    network.load_state_dict(weights)

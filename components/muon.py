@@ -1,4 +1,4 @@
-"""Muon: momentum orthogonalised by Newton-Schulz, batched by shape and shared out over the ranks.
+"""Muon: momentum orthogonalized by Newton-Schulz, batched by shape and shared out over the ranks.
 
 Source of the method and its coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/.
 """
@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
-    """Move every matrix's singular values towards 1 by a quintic Newton-Schulz iteration in bfloat16.
+def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
+    """Move every matrix's singular values toward 1 by a quintic Newton-Schulz iteration in bfloat16.
 
     Args:
         matrices_NRC: N matrices of R rows and C >= R columns, any float dtype.
@@ -41,8 +41,8 @@ def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
     return x.bfloat16()
 
 
-def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
-    """Orthogonalise matrices of any shapes, the same ones on every rank, each rank doing its share.
+def orthogonalize_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Orthogonalize matrices of any shapes, the same ones on every rank, each rank doing its share.
 
     Matrices of one shape go through one batched iteration, together with those of the transposed shape. Where a
     process group is up, each rank computes an equal run of every batch, and one gather brings all of them to all.
@@ -59,7 +59,7 @@ def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
     # Every rank's part is of one size, so that one gather of equal parts does: the last ones are padded with repeats.
     shares = {shape: -(-len(indices) // world_size) for shape, indices in buckets.items()}
     mine = [
-        orthogonalise(
+        orthogonalize(
             torch.stack([wide[indices[min(rank * shares[shape] + j, len(indices) - 1)]] for j in range(shares[shape])]),
             steps,
         )
@@ -86,25 +86,25 @@ def _gather(parts: list[Tensor], world_size: int) -> list[Tensor]:
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / cols)), with decoupled weight decay.
+    """Nesterov momentum, orthogonalized, scaled by sqrt(max(1, rows / cols)), with decoupled weight decay.
 
     The momentum buffer is ``buf = momentum * buf + grad`` and the direction ``grad + momentum * buf``. Gradients must
     be the same on every rank (as after DistributedDataParallel); state is too, so any rank's checkpoint is whole.
 
     Args:
         params: Matrices, or groups of them.
-        lr: Step size, in units of the orthogonalised update.
-        momentum: Share of the buffer kept each step.
+        lr: Step size, in units of the orthogonalized update.
         weight_decay: Share of the weight removed each step, times lr.
-        newton_schulz_steps: Iterations of the orthogonalisation.
+        momentum: Share of the buffer kept each step.
+        newton_schulz_steps: Iterations of the orthogonalization.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
         lr: float,
-        momentum: float,
         weight_decay: float,
+        momentum: float = 0.95,
         newton_schulz_steps: int = 5,
     ) -> None:
         defaults = {
@@ -138,7 +138,7 @@ class Muon(Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         directions = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-        updates = orthogonalise_all(list(directions), group["newton_schulz_steps"])
+        updates = orthogonalize_all(list(directions), group["newton_schulz_steps"])
         scales = [-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in params]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         updates = [u.to(p.dtype) for u, p in zip(updates, params, strict=True)]

@@ -1,4 +1,4 @@
-"""The recipe's optimizer: Muon for the matrices, AdamW for tables and control tensors, as one ``Optimizer``."""
+"""The recipe's optimizer: Muon for the matrices, AdamW for embeddings and scalars, as one ``Optimizer``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from components.gpt import GPT
 from components.muon import Muon
+
+GROUPS = ("matrices", "embeddings", "scalars", "head")
+"""The optimizer groups that a module may place its parameters in."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,12 @@ class OptimizerConfig:
 
     Args:
         matrix_lr: Muon's learning rate for block matrices and the bigram projection.
-        matrix_momentum: Muon's momentum before any schedule sets it.
         matrix_weight_decay: Muon's decoupled weight decay, times its learning rate each step.
-        newton_schulz_steps: Iterations of Muon's orthogonalisation.
-        table_lr: AdamW's learning rate for the token and bigram tables of a network with tied embeddings.
-        untied_table_lr: The same for a network whose embeddings are not tied.
+        newton_schulz_steps: Iterations of Muon's orthogonalization.
+        embedding_lr: AdamW's learning rate for the token and bigram tables of a network with tied embeddings.
+        untied_embedding_lr: The same for a network whose embeddings are not tied.
         head_lr: Adam's learning rate for an untied output head.
-        control_lr: AdamW's learning rate for scales, mixes, gains, gates and skip weights.
+        scalar_lr: AdamW's learning rate for scales, mixes, gains, gates and skip weights.
         adam_beta1: AdamW's decay of the mean gradient.
         adam_beta2: AdamW's decay of the mean squared gradient.
         adam_eps: AdamW's addend to the root mean square.
@@ -34,13 +35,12 @@ class OptimizerConfig:
     """
 
     matrix_lr: float = 0.025
-    matrix_momentum: float = 0.92
     matrix_weight_decay: float = 0.04
     newton_schulz_steps: int = 5
-    table_lr: float = 0.03
-    untied_table_lr: float = 0.6
+    embedding_lr: float = 0.03
+    untied_embedding_lr: float = 0.6
     head_lr: float = 0.008
-    control_lr: float = 0.02
+    scalar_lr: float = 0.02
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -80,37 +80,46 @@ class CompositeOptimizer(Optimizer):
         self._link()
 
 
-def build_optimizer(network: GPT, config: OptimizerConfig) -> CompositeOptimizer:
-    """Muon and AdamW over the network's parameters, in named groups that hold their ``initial_lr``.
+def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The network's parameters by optimizer group, each in exactly one: the one that its module's own word names.
 
-    Groups: ``matrices``, ``tables``, ``controls`` and, when embeddings are not tied, ``head``.
+    A module says in ``optimizer_groups`` which group each parameter of its own is in. A parameter that no module
+    placed, or a group that the optimizer does not have, is an error of the program: it would train by chance.
     """
-    matrices: list[Tensor] = []
-    tables: list[Tensor] = [network.tok_emb.weight]
-    controls: list[Tensor] = []
-    if network.bigram is not None:
-        tables.append(network.bigram.embed.weight)
-    head: list[Tensor] = [] if network.lm_head is None else [network.lm_head.weight]
-    taken = {id(p) for p in (*tables, *head)}
-    for name, p in network.named_parameters():
-        if id(p) not in taken:
-            # A skip or mix weight is 2-D too, but a stack of vectors: only linear layers hold matrices.
-            (matrices if name.endswith(".weight") else controls).append(p)
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    for prefix, module in network.named_modules():
+        placed: dict[str, str] = getattr(module, "optimizer_groups", {})
+        for name, p in module.named_parameters(recurse=False):
+            place = f"{type(module).__name__}.optimizer_groups"
+            assert name in placed, f"{prefix}.{name} is in no optimizer group: name one in {place}"
+            assert placed[name] in groups, f"{place} names {placed[name]}, which is none of {', '.join(GROUPS)}"
+            groups[placed[name]].append(p)
+    everything = [id(p) for group in groups.values() for p in group]
+    assert len(everything) == len(set(everything)), "two modules share a parameter"
+    return groups
 
-    def group(name: str, params: list[Tensor], lr: float, **settings: float) -> dict[str, Any]:
-        return {"name": name, "params": params, "lr": lr, "initial_lr": lr, **settings}
 
-    table_lr = config.untied_table_lr if head else config.table_lr
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> CompositeOptimizer:
+    """Muon and AdamW over the network's parameters, in groups with their ``name`` and ``initial_lr``.
+
+    Groups: ``matrices``, ``embeddings``, ``scalars`` and, when embeddings are not tied, ``head``. Muon's momentum is
+    its default until a schedule sets it.
+    """
+    params = parameter_groups(network)
+
+    def group(name: str, lr: float, **settings: float) -> dict[str, Any]:
+        return {"name": name, "params": params[name], "lr": lr, "initial_lr": lr, **settings}
+
     muon = Muon(
-        [group("matrices", matrices, config.matrix_lr)],
+        [group("matrices", config.matrix_lr)],
         lr=config.matrix_lr,
-        momentum=config.matrix_momentum,
         weight_decay=config.matrix_weight_decay,
         newton_schulz_steps=config.newton_schulz_steps,
     )
-    adamw_groups = [group("tables", tables, table_lr), group("controls", controls, config.control_lr)]
-    if head:
-        adamw_groups.append(group("head", head, config.head_lr, weight_decay=0.0))
+    embedding_lr = config.untied_embedding_lr if params["head"] else config.embedding_lr
+    adamw_groups = [group("embeddings", embedding_lr), group("scalars", config.scalar_lr)]
+    if params["head"]:
+        adamw_groups.append(group("head", config.head_lr, weight_decay=0.0))
     adamw = AdamW(
         adamw_groups,
         betas=(config.adam_beta1, config.adam_beta2),

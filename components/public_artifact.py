@@ -14,38 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.artifact import (
-    MAX_ELEMENTS,
-    MAX_FILE_BYTES,
-    Artifact,
-    parse_artifact,
-    read_user_file,
-    require_zstandard,
-    write_user_file,
-)
+from components.artifact import MAX_ELEMENTS, MAX_FILE_BYTES
+from components.compression import ZSTD_LEVEL, require_zstandard
 from components.errors import UserError
-from components.quantisation import LARGEST_FLOAT16_TENSOR, Storage, StoredTensor
+from components.files import read_user_file, write_user_file
+from components.quantization import StoredTensor
+from components.storage import LARGEST_FLOAT16_TENSOR, Storage
 
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_LEVEL = 22
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""The first bytes of a public file."""
 _PASSTHROUGH = ("passthrough", "passthrough_fp16")
 
 
 class _Malformed(Exception):  # noqa: N818
     """What in the file contradicts the format."""
-
-
-def read_any_artifact(path: Path | str) -> Artifact:
-    """Read an artifact of either format, told apart by its first bytes.
-
-    Raises:
-        UserError: as `components.artifact.read_artifact` and `read_public_artifact`.
-    """
-    path = Path(path)
-    data = read_user_file(path)
-    if data.startswith(_ZSTD_MAGIC):
-        return Artifact(None, _parse(data, path))
-    return parse_artifact(data, path)
 
 
 def read_public_artifact(path: Path | str) -> dict[str, StoredTensor]:
@@ -55,7 +37,7 @@ def read_public_artifact(path: Path | str) -> dict[str, StoredTensor]:
         UserError: the file cannot be read, is no public artifact or is damaged, or zstandard is missing.
     """
     path = Path(path)
-    return _parse(read_user_file(path), path)
+    return parse_public_artifact(read_user_file(path, MAX_FILE_BYTES), path)
 
 
 def write_public_artifact(path: Path | str, tensors: Mapping[str, StoredTensor]) -> int:
@@ -67,7 +49,7 @@ def write_public_artifact(path: Path | str, tensors: Mapping[str, StoredTensor])
     Raises:
         UserError: zstandard is missing or the file cannot be written.
     """
-    compressor = require_zstandard().ZstdCompressor(level=_ZSTD_LEVEL)
+    compressor = require_zstandard().ZstdCompressor(level=ZSTD_LEVEL)
     weights: dict[str, Tensor] = {}
     types: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -86,7 +68,8 @@ def write_public_artifact(path: Path | str, tensors: Mapping[str, StoredTensor])
     return len(data)
 
 
-def _parse(data: bytes, path: Path) -> dict[str, StoredTensor]:
+def parse_public_artifact(data: bytes, path: Path) -> dict[str, StoredTensor]:
+    """The stored tensors of the public file whose bytes are `data`; `path` is for the error messages."""
     try:
         weights, types = _load(_decompress(data))
         tensors = {name: _stored_tensor(name, kind, weights) for name, kind in types.items()}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
-from tqdm import tqdm
 
 from components.byte_counts import ByteTable
 from components.errors import UserError
@@ -22,17 +21,17 @@ class ScoringConfig:
 
     Args:
         seq_len: Targets a window spans, the most context that a prediction sees, in tokens.
-        stride: Tokens from one window's start to the next; each window after the first scores its last so many.
-        fit_stride: The stride of the validations during training; equal to seq_len they score plain chunks.
-        max_tokens: Score only the first so many validation ids; 0 for all.
-        batch_windows: Windows in one forward pass.
+        stride: Tokens from one window's start to the next; each window after the first scores its last stride tokens.
+        val_stride: The stride of the validations during training; 0 for whole windows, which do not overlap.
+        max_tokens: Number of validation ids to score, from the first on; 0 for all.
+        windows_per_batch: Windows in one forward pass.
     """
 
     seq_len: int = 2048
     stride: int = 64
-    fit_stride: int = 2048
+    val_stride: int = 0
     max_tokens: int = 0
-    batch_windows: int = 32
+    windows_per_batch: int = 32
 
     def __post_init__(self) -> None:
         """Refuse windows that would skip targets or score nothing.
@@ -40,15 +39,15 @@ class ScoringConfig:
         Raises:
             UserError: A stride is 0 or over the window, or a size is not positive.
         """
-        for name in ("seq_len", "batch_windows"):
+        for name in ("seq_len", "windows_per_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"scoring.{name} is {getattr(self, name)}; set it to at least 1.")
-        for name in ("stride", "fit_stride"):
+        for name, least, or_none in (("stride", 1, ""), ("val_stride", 0, ", 0 for whole windows")):
             stride = getattr(self, name)
-            if not 1 <= stride <= self.seq_len:
+            if not least <= stride <= self.seq_len:
                 raise UserError(
-                    f"scoring.{name} is {stride}; set it from 1 to scoring.seq_len ({self.seq_len}), "
-                    "or windows would score no target or skip some."
+                    f"scoring.{name} is {stride}; set it from {least} to scoring.seq_len ({self.seq_len}){or_none}: "
+                    "other windows would score no target or skip some."
                 )
         if self.max_tokens < 0 or self.max_tokens == 1:
             raise UserError(
@@ -98,6 +97,15 @@ class WindowBatch(NamedTuple):
     scored: Tensor  # bool [B, S]
 
 
+class Chunk(NamedTuple):
+    """A run of windows, and the targets that they score, each given as first and end (exclusive)."""
+
+    first_window: int
+    end_window: int
+    first_target: int
+    end_target: int
+
+
 class WindowLoader:
     """Batches of one rank's windows, assembled on the device from one resident copy of the ids.
 
@@ -111,7 +119,7 @@ class WindowLoader:
         byte_table: Bytes that each id stands for.
         seq_len: Targets that a window spans.
         stride: Targets from one window's start to the next.
-        batch_windows: Windows a batch.
+        windows_per_batch: Windows a batch.
         device: Where batches are wanted.
         rank: This process among ``world_size``.
         world_size: Processes that share the work.
@@ -124,48 +132,72 @@ class WindowLoader:
         *,
         seq_len: int,
         stride: int,
-        batch_windows: int,
+        windows_per_batch: int,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         assert ids.numel() >= 2
         self.windows = Windows(ids.numel() - 1, seq_len, stride)
-        self.batch_windows = batch_windows
+        self.windows_per_batch = windows_per_batch
         self.device, self.rank, self.world_size = device, rank, world_size
-        self._ids, self._byte_table = ids.to(device), byte_table.to(device)
+        self.ids, self._byte_table = ids.to(device), byte_table.to(device)
 
     def __len__(self) -> int:
         """Batches of this rank."""
-        return len(self._first_windows())
+        [whole] = self.chunks()
+        return len(self._first_windows(whole))
 
     def __iter__(self) -> Iterator[WindowBatch]:
         """Assemble this rank's batches in order."""
-        for first in self._first_windows():
-            yield self._assemble(first)
+        [whole] = self.chunks()
+        return self.batches(whole)
 
-    def _first_windows(self) -> list[int]:
-        """The first window of each of this rank's batches; a rank that is left without has one that scores nothing.
+    def chunks(self, num_targets: int = 0) -> list[Chunk]:
+        """Cut the text at every so many targets; 0 for one chunk of all of it.
 
-        Every rank needs a batch: the trainer refuses an empty loader, and on that rank alone.
+        A window belongs to the chunk that its first scored target is in. A chunk in which no window begins to score
+        has none.
         """
-        num_alone = 0 if self.windows.stride == self.windows.seq_len else 1
-        firsts = [*range(num_alone), *range(num_alone, len(self.windows), self.batch_windows)]
-        return firsts[self.rank :: self.world_size] or [len(self.windows)]
+        total = self.windows.num_targets
+        edges = [*range(0, total, num_targets), total] if num_targets else [0, total]
+        # Window i > 0 scores from (i - 1) * stride + seq_len on: the first that does so at or beyond each edge.
+        first_windows = [
+            min(
+                len(self.windows),
+                0 if edge == 0 else max(1, 1 - (-(edge - self.windows.seq_len) // self.windows.stride)),
+            )
+            for edge in edges[:-1]
+        ]
+        return [
+            Chunk(*chunk)
+            for chunk in zip(first_windows, [*first_windows[1:], len(self.windows)], edges, edges[1:], strict=False)
+        ]
 
-    def _assemble(self, first: int) -> WindowBatch:
-        """The windows from ``first`` on; those past the last one are repeats of it that score nothing."""
+    def batches(self, chunk: Chunk) -> Iterator[WindowBatch]:
+        """Assemble this rank's batches of a chunk in order."""
+        for first in self._first_windows(chunk):
+            yield self._assemble(first, chunk.end_window)
+
+    def _first_windows(self, chunk: Chunk) -> list[int]:
+        """The first window of each of this rank's batches of a chunk."""
+        num_alone = 1 if chunk.first_window == 0 and self.windows.stride < self.windows.seq_len else 0
+        shared = range(chunk.first_window + num_alone, chunk.end_window, self.windows_per_batch)
+        return [*range(num_alone), *shared][self.rank :: self.world_size]
+
+    def _assemble(self, first: int, end: int) -> WindowBatch:
+        """The windows from ``first`` on; those past ``end`` are repeats of the last one that score nothing."""
         alone = first == 0 and self.windows.stride < self.windows.seq_len
-        num_windows, num_scored = (1, self.windows.seq_len) if alone else (self.batch_windows, self.windows.stride)
+        num_windows, num_scored = (1, self.windows.seq_len) if alone else (self.windows_per_batch, self.windows.stride)
         indices = torch.arange(first, first + num_windows, device=self.device)
-        starts, first_scored, ends = self.windows.spans(indices.clamp(max=len(self.windows) - 1))
+        starts, first_scored, ends = self.windows.spans(indices.clamp(max=end - 1))
         positions = starts[:, None] + torch.arange(self.windows.seq_len, device=self.device)
         targets = positions[:, -num_scored:]
         scored = (targets >= first_scored[:, None]) & (targets < ends[:, None])
-        scored &= (indices < len(self.windows))[:, None]
+        scored &= (indices < end)[:, None]
         last = self.windows.num_targets - 1
-        input_ids = self._ids[positions.clamp(max=last)].long()
-        target_ids = self._ids[targets.clamp(max=last) + 1].long()
+        input_ids = self.ids[positions.clamp(max=last)].long()
+        target_ids = self.ids[targets.clamp(max=last) + 1].long()
         target_bytes = self._byte_table.target_bytes(input_ids[:, -num_scored:], target_ids) * scored
         return WindowBatch(input_ids, target_ids, target_bytes, scored)
 
@@ -227,23 +259,3 @@ class BitsPerByte(Metric):
             num_tokens=int(self.num_tokens),
             num_windows=int(self.num_windows),
         )
-
-
-@torch.no_grad()  # as in the validation loop of a fit, whose compiled graph then serves here too
-def score(network: nn.Module, batches: WindowLoader, progress: str | None = None) -> Score:
-    """Score the windows of every rank's ``batches``.
-
-    Args:
-        network: Maps input ids [B, T] and target ids [B, S] to nats [B, S].
-        batches: This rank's windows; every rank calls with its own.
-        progress: What this rank's progress bar says; None for no bar.
-
-    Returns:
-        The totals over all ranks.
-    """
-    metric = BitsPerByte().to(batches.device)
-    for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False, unit="batch"):
-        metric.update(network(batch.input_ids, batch.target_ids), batch)
-    result = metric.compute()
-    assert isinstance(result, Score)
-    return result

@@ -1,6 +1,6 @@
 """The statistical model under which an artifact's weights are coded, near to their entropy.
 
-Every tensor is cut into planes: matrices of bytes, each of one kind. A quantised matrix is a plane of int5, int6 or
+Every tensor is cut into planes: matrices of bytes, each of one kind. A quantized matrix is a plane of int5, int6 or
 int8 codes [rows, cols]; its scales, and every float16 tensor, are a plane of high bytes (sign, exponent, two bits of
 fraction) and a plane of low bytes (the rest of the fraction). A tensor that is no matrix counts as one row, and one of
 more than two dimensions keeps its first as rows.
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from components import rans
-from components.quantisation import Storage, StoredTensor
+from components.quantization import Storage, StoredTensor
 
 _LEVELS = 128
 _LEAST_LINE = 128  # a row or column of fewer values has no level of its own: it would cost more than it tells

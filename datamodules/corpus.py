@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 
 import sentencepiece
 
-from datamodules.command import run_command
+from components.command import run_command
 from datamodules.manifest import MANIFEST_NAME, Manifest
 from datamodules.prepare import prepare
 

@@ -28,7 +28,7 @@ _PARQUET_ROWS = 1024
 
 
 def read_documents(source: str, file_format: Format | None = None) -> Iterator[bytes]:
-    """The documents of one file in their order, texts in UTF-8; compression is recognised by its first bytes.
+    """The documents of one file in their order, texts in UTF-8; compression is recognized by its first bytes.
 
     Args:
         source: a path, or `-` for standard input.

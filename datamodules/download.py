@@ -22,8 +22,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from huggingface_hub.utils import logging as hub_logging
 from tqdm import tqdm
 
+from components.command import run_command
 from components.errors import UserError
-from datamodules.command import run_command
 from datamodules.manifest import fit_settings
 from datamodules.shards import Split, TokenIds, open_shard, shard_name
 from datamodules.tokenizer import load_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from components.byte_counts import token_byte_table
 from components.errors import UserError
+from components.scorer import Scorer, ScoringPass, SlidingWindows
 from components.scoring import ScoringConfig, WindowLoader
 from datamodules.shards import find_shards
 from datamodules.stream import SpanLoader, TokenStream
@@ -31,8 +33,8 @@ class FineWeb(LightningDataModule):
         train_batch_tokens: Tokens of an optimizer step over all ranks.
         train_seq_len: Tokens of a training sequence.
         train_micro_batches: Micro-batches of an optimizer step over all ranks; the number of ranks must divide it.
-        vocab_size: Pieces in the tokenizer's vocabulary.
-        scoring: How validation text is scored.
+        scoring: The windows in which validation text is scored.
+        scorer: What scores it for a result; validations during a fit are plain.
     """
 
     def __init__(
@@ -42,8 +44,8 @@ class FineWeb(LightningDataModule):
         train_batch_tokens: int = 786432,
         train_seq_len: int = 2048,
         train_micro_batches: int = 8,
-        vocab_size: int = 1024,
         scoring: ScoringConfig = ScoringConfig(),
+        scorer: Scorer = SlidingWindows(),
     ) -> None:
         super().__init__()
         for name, value in (("train_seq_len", train_seq_len), ("train_micro_batches", train_micro_batches)):
@@ -54,8 +56,9 @@ class FineWeb(LightningDataModule):
         self.train_batch_tokens = train_batch_tokens
         self.train_seq_len = train_seq_len
         self.train_micro_batches = train_micro_batches
-        self.vocab_size = vocab_size
         self.scoring = scoring
+        self.scorer = scorer
+        self.vocab_size = 0  # until the tokenizer is open
         self._start_position = 0
         self._start_step = 0
         self._train_loader: SpanLoader | None = None
@@ -67,7 +70,9 @@ class FineWeb(LightningDataModule):
             UserError: A shard, the tokenizer or the batch is not what it should be.
         """
         assert self.trainer is not None
-        tokenizer = load_tokenizer(self.tokenizer_path, self.vocab_size)
+        self.scorer.check(self.scoring.seq_len)
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        self.vocab_size = len(tokenizer)
         self._val_ids = self._read_validation_ids()
         self._byte_table = token_byte_table(tokenizer)
         if stage == TrainerFn.FITTING:
@@ -75,6 +80,7 @@ class FineWeb(LightningDataModule):
             self._set_accumulation()
 
     def _read_validation_ids(self) -> Tensor:
+        assert self.trainer is not None
         shards = TokenStream(find_shards(self.path, "val"), self.vocab_size)
         wanted = min(len(shards), self.scoring.max_tokens or len(shards))
         if wanted < 2:
@@ -82,7 +88,9 @@ class FineWeb(LightningDataModule):
                 f"The validation shards in {self.path} hold {wanted} ids, and scoring needs at least two; "
                 "download or prepare them again."
             )
-        return torch.from_numpy(np.array(shards.take(0, wanted), dtype=np.int32))
+        # One copy on the device, for all loaders.
+        ids = torch.from_numpy(np.array(shards.take(0, wanted), dtype=np.int32))
+        return ids.to(self.trainer.strategy.root_device)
 
     def _open_train_loader(self) -> SpanLoader:
         assert self.trainer is not None
@@ -113,26 +121,43 @@ class FineWeb(LightningDataModule):
         assert self._train_loader is not None
         return self._train_loader
 
-    def val_dataloader(self) -> WindowLoader:
-        """This rank's windows: chunks during training, sliding when validating."""
+    def val_dataloader(self) -> OneBatch:
+        """A validation's one batch: during a fit a plain scoring, for ``validate`` the one that gives its result."""
         assert self.trainer is not None
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        return self.windows(self.scoring.fit_stride if fitting else self.scoring.stride)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return OneBatch(self.final_pass("scoring"))
+        windows = self._windows(self._val_ids, self.scoring.val_stride or self.scoring.seq_len)
+        return OneBatch(ScoringPass(windows, SlidingWindows(), "validation"))
 
-    def windows(self, stride: int) -> WindowLoader:
-        """This rank's windows at a stride, on its device."""
+    def final_pass(self, title: str) -> ScoringPass:
+        """The scoring that gives a run's result; ``title`` is what its progress bar says."""
+        return ScoringPass(self._windows(self._val_ids, self.scoring.stride), self.scorer, title)
+
+    def example_pass(self) -> ScoringPass:
+        """A scoring of made-up ids, with a batch of every shape that validations have, the same on every rank."""
+        stride = self.scoring.val_stride or self.scoring.seq_len
+        ids = torch.arange(self.scoring.seq_len + stride + 1, dtype=torch.int32) % self.vocab_size
+        return ScoringPass(self._windows(ids, stride, shared=False), SlidingWindows(), "warming up")
+
+    def _windows(self, ids: Tensor, stride: int, shared: bool = True) -> WindowLoader:
+        """Windows of a text at a stride, on this rank's device; shared out over the ranks, or all of them."""
         assert self.trainer is not None
-        self._val_ids = self._val_ids.to(self.trainer.strategy.root_device)  # one copy, for all loaders
         return WindowLoader(
-            self._val_ids,
+            ids,
             self._byte_table,
             seq_len=self.scoring.seq_len,
             stride=stride,
-            batch_windows=self.scoring.batch_windows,
+            windows_per_batch=self.scoring.windows_per_batch,
             device=self.trainer.strategy.root_device,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self.trainer.global_rank if shared else 0,
+            world_size=self.trainer.world_size if shared else 1,
         )
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training data so far."""
+        assert self._train_loader is not None
+        return self._train_loader.epoch
 
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Made-up input and target ids in a micro-batch's form, [sequences, train_seq_len] each."""
@@ -150,6 +175,7 @@ class FineWeb(LightningDataModule):
             "scoring_stride": self.scoring.stride,
             "scoring_max_tokens": self.scoring.max_tokens,
         }
+        facts |= self.scorer.summary()
         if self._train_loader is not None:
             stream = self._train_loader.stream
             facts["train_shards"] = [path.name for path in stream.paths]
@@ -174,3 +200,22 @@ class FineWeb(LightningDataModule):
         self._start_position, self._start_step = state_dict["position"], state_dict["step"]
         if self._train_loader is not None:
             self._train_loader = self._open_train_loader()
+
+
+class OneBatch:
+    """A loader of one batch, such as a validation's scoring.
+
+    Args:
+        batch: The batch.
+    """
+
+    def __init__(self, batch: ScoringPass) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        """One."""
+        return 1
+
+    def __iter__(self) -> Iterator[ScoringPass]:
+        """The batch."""
+        yield self.batch

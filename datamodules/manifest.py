@@ -34,7 +34,7 @@ class SplitRecord:
     num_documents: int
     num_tokens: int
     text_bytes: int
-    """UTF-8 bytes of the documents before the tokenizer's normalisation."""
+    """UTF-8 bytes of the documents before the tokenizer's normalization."""
     documents_sha256: str
     """SHA-256 of the documents' SHA-256 digests, one after the other."""
     shards: list[FileRecord]

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import sentencepiece
 from tqdm import tqdm
 
+from components.command import run_command
 from components.errors import UserError
-from datamodules.command import run_command
 from datamodules.documents import FORMATS, STANDARD_INPUT, read_documents
 from datamodules.manifest import TOKENIZER_NAME, FileRecord, Manifest, SplitRecord
 from datamodules.shards import Split, TokenIds, write_shards

@@ -27,7 +27,7 @@ HANDOVERS_AHEAD = 2
 BATCHES_A_HANDOVER = 2
 """To wake the other thread costs up to a quarter of what a batch does."""
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
 
@@ -85,9 +85,8 @@ class TokenStream:
 class SpanLoader:
     """What one rank reads: an endless iterable of `(input_ids, target_ids)`, int64 tensors of [sequences, seq_len].
 
-    Both are views of one span of ids, shifted by one. With `bos_id` a third tensor follows, int64 of shape
-    [documents]: the flat indices into `input_ids` at which a document starts. Every iterator starts at `position` and
-    assembles batches ahead in a background thread.
+    Both are views of one span of ids, shifted by one. Every iterator starts at `position` and assembles batches ahead
+    in a background thread.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class SpanLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
-        bos_id: int | None = None,
     ) -> None:
         """Cut the stream into spans.
 
@@ -113,7 +111,6 @@ class SpanLoader:
             rank: this process among the ranks.
             world_size: number of ranks.
             pin_memory: assemble batches in page-locked memory, for copies to a GPU that do not block.
-            bos_id: the id that starts a document, to be told where documents start.
 
         Raises:
             UserError: the world size does not divide the micro-batches, or the batch does not divide into micro-batches
@@ -137,7 +134,6 @@ class SpanLoader:
         self.rank = rank
         self.world_size = world_size
         self.pin_memory = pin_memory
-        self.bos_id = bos_id
         self.span_ids = batch_tokens // micro_batches + 1
         self._num_read = 0
         self._said_wrapped = False
@@ -171,10 +167,7 @@ class SpanLoader:
             span = torch.empty(self.span_ids, dtype=torch.int64, pin_memory=self.pin_memory)
             np.copyto(span.numpy(), self.stream.take(position, self.span_ids))
             input_ids, target_ids = span[:-1], span[1:]
-            batch: Batch = (input_ids.view(-1, self.seq_len), target_ids.view(-1, self.seq_len))
-            if self.bos_id is not None:
-                batch += (torch.nonzero(input_ids == self.bos_id).flatten(),)
-            yield batch
+            yield input_ids.view(-1, self.seq_len), target_ids.view(-1, self.seq_len)
             position += self.world_size * self.span_ids
 
     def _warn_if_wrapped(self) -> None:

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from components.byte_counts import token_byte_table
+from components.command import run_command
 from components.errors import UserError
-from datamodules.command import run_command
 from datamodules.manifest import TOKENIZER_NAME, Manifest
 from datamodules.prepare import ids_digest
 from datamodules.shards import Split, TokenIds, find_shards, open_shard, shard_name

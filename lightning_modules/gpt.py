@@ -1,4 +1,4 @@
-"""The LightningModule: the network, its optimizer, and per-token nats for training and scoring."""
+"""The LightningModule: the network, its optimizer, and what it does with a batch of training and of scoring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from components.gpt import GPT, GPTConfig
 from components.optimizer import CompositeOptimizer, OptimizerConfig, build_optimizer
-from components.scoring import WindowBatch
+from components.scorer import ScoringPass
+from components.scoring import Score
 
 
 class GPTModule(LightningModule):
@@ -20,18 +21,24 @@ class GPTModule(LightningModule):
     Args:
         compile: Whether to compile the network (needs a C++ compiler on a CPU).
         optimizer: Rates and decays of each parameter group.
-        network: The network's settings, those of ``GPTConfig``.
+        vocab_size: Pieces in the vocabulary; null for the tokenizer's.
+        bos_id: The id that begins a document; null for the tokenizer's.
+        network: The network's other settings, those of ``GPTConfig``.
     """
 
     def __init__(
         self,
         compile: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),
+        vocab_size: int | None = None,
+        bos_id: int | None = None,
         **network: Any,
     ) -> None:
         super().__init__()
+        assert vocab_size is not None, "whoever builds the module knows the tokenizer"
+        assert bos_id is not None, "whoever builds the module knows the tokenizer"
         self.save_hyperparameters()
-        self.network = GPT(GPTConfig(**network))
+        self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile
         if compile:
@@ -45,9 +52,9 @@ class GPTModule(LightningModule):
         input_ids, target_ids = batch
         return self.network(input_ids, target_ids).mean()
 
-    def validation_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
-        """Nats of each target of a batch of windows, float32 [B, S]."""
-        return self.network(batch.input_ids, batch.target_ids)
+    def validation_step(self, batch: ScoringPass, batch_idx: int) -> Score:  # type: ignore[override] # the totals
+        """Score the whole text of a validation, which is its one batch; the totals are of all ranks."""
+        return batch.run(self.network, self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a resumed run have another number of ranks than the one that was saved.

@@ -12,9 +12,10 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from datamodules.command import run_command
+from components.command import run_command
 from datamodules.corpus import build_corpus
 from records import audit, pack, sweep
+from records.submission import SCRIPT_NAME
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".cache" / "demo"
@@ -33,7 +34,8 @@ def main() -> None:
     _say(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
     budget = ["--", f"--clock.max_seconds={TRAIN_SECONDS}", f"--data.path={DATA}"]
     budget += [f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
-    sweep.main([f"--config={ROOT / 'configs' / 'demo.yaml'}", "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("record_10l.yaml", "demo.yaml")]
+    sweep.main([*configs, "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
     _say("Pack: the folder to hand in")
     folder = OUT / "submission"
     pack.main([str(OUT / "sweep"), f"--out={folder}", "--author=Demo", "--github-id=demo", "--track=demo"])
@@ -59,14 +61,14 @@ def _run_alone(folder: Path) -> None:
     _call(OUT, python, *install)
     alone = OUT / "alone"
     alone.mkdir()
-    for name in (pack.SCRIPT_NAME, f"model_seed{SEEDS[0]}.golf"):
+    for name in (SCRIPT_NAME, f"model_seed{SEEDS[0]}.golf"):
         shutil.copyfile(folder / name, alone / name)
-    _call(alone, python, pack.SCRIPT_NAME, "validate", f"--artifact=model_seed{SEEDS[0]}.golf")
+    _call(alone, python, SCRIPT_NAME, "validate", f"--artifact=model_seed{SEEDS[0]}.golf")
     scored = _summary(alone, 0)
     claimed = json.loads((folder / pack.SUBMISSION_NAME).read_text())["seed_results"][SEEDS[0]]
     if abs(scored["val_bpb"] - claimed["val_bpb"]) > LARGEST_DIFFERENCE:
         sys.exit(f"error: the packed script scores {scored['val_bpb']} where {claimed['val_bpb']} is claimed")
-    torchrun: list[str | Path] = [python.with_name("torchrun"), "--standalone", "--nproc_per_node=1", pack.SCRIPT_NAME]
+    torchrun: list[str | Path] = [python.with_name("torchrun"), "--standalone", "--nproc_per_node=1", SCRIPT_NAME]
     _call(alone, *torchrun, f"--clock.max_seconds={TRAIN_SECONDS}")
     trained = _summary(alone, 1)
     print(

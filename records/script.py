@@ -1,10 +1,11 @@
-"""The one self-contained ``train_gpt.py``, made of the project's own sources.
+"""The one self-contained ``train_gpt.py``, made of the project's own sources and one run's configuration.
 
-What ``cli.py`` imports, directly or not, goes in; what fit and validate never need stays out. The modules that say most
-about the model go in as they are, as many as the limit lets, or else in clear text without their comments; the others
-lose their comments, their docstrings and what nothing uses, and are compressed. That costs a reader of the file most of
-the project's plumbing, which ``train_gpt.py unpack FOLDER`` gives back without its comments, and which the project
-itself has with them. The same sources and settings give the same bytes.
+What ``cli.py`` imports and what the configuration names by class path goes in, with all that these import; what is
+imported only inside a function is not needed to train and score, and stays out. The modules that say most about the
+model go in as they are, as many as the limit lets, or else in clear text without their comments; the others lose their
+comments, their docstrings and what nothing uses, and are compressed. That costs a reader of the file most of the
+project's plumbing, which ``train_gpt.py unpack FOLDER`` gives back without its comments, and which the project itself
+has with them. The same sources and settings give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,38 +18,24 @@ import re
 import textwrap
 import tokenize
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
 
+from components.artifact import MAX_BYTES
 from components.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(__file__).with_name("packed_script.py")
 ENTRY = "cli.py"
+MODEL = "lightning_modules/gpt.py"
+"""Where a reader of the model begins."""
 
-MAX_CODE_BYTES = 56_721
-"""The size of the public script that this project's model comes from; ours is to be no larger."""
-
-READABLE_FIRST = (
-    "components/gpt.py",
-    "components/quantisation.py",
-    "callbacks/late_qat.py",
-    "callbacks/averaging.py",
-    "components/muon.py",
-    "callbacks/schedule.py",
-    "components/optimizer.py",
-    "components/scoring.py",
-    "lightning_modules/gpt.py",
-    "components/byte_counts.py",
-    "callbacks/clock.py",
-    "callbacks/export.py",
-    "cli.py",
-)
-"""Which modules a reader should find in clear text first."""
+MAX_SCRIPT_BYTES = 150_000
+"""Clear text is added up to this size, if artifact and code stay under the cap."""
 
 _LINE = 118
 # Text: literals depend on the byte before more than on where they stand.
@@ -75,41 +62,85 @@ class Script:
         return len(self.text.encode())
 
 
-def build_script(config: Path, max_bytes: int = MAX_CODE_BYTES) -> Script:
-    """Pack the project with a run's ``config.yaml`` for its default settings.
+def build_script(config: str, bytes_model: int = 0) -> Script:
+    """Pack the project with a run's configuration for its default settings.
+
+    Args:
+        config: the run's whole configuration, as YAML.
+        bytes_model: size of the largest artifact that the script goes with.
 
     Raises:
-        UserError: even with every module compressed the script is over the limit.
+        UserError: even with every module compressed, script and artifact are over the cap.
     """
-    settings = clear_settings(yaml.safe_load(config.read_text()))
-    sources = {file: (ROOT / file).read_text() for file in needed_files()}
-    bare = shake({file: strip(source) for file, source in sources.items()})
+    settings, sources, bare = _sources(config)
+    max_bytes = min(MAX_SCRIPT_BYTES, MAX_BYTES - bytes_model)
     readable: dict[str, str] = {}
     script = _assemble(settings, bare, readable)
     if script.num_bytes > max_bytes:
         raise UserError(
-            f"The sources that {ENTRY} needs make a script of {script.num_bytes:,} bytes, over the limit of "
-            f"{max_bytes:,}; make them smaller."
+            f"The sources that {ENTRY} needs make a script of {script.num_bytes:,} bytes, and beside an artifact of "
+            f"{bytes_model:,} bytes {max_bytes:,} are left; make the network smaller."
         )
-    for file in READABLE_FIRST:
+    for file in sources:
         for source in (sources[file], bare[file]):
             larger = _assemble(settings, bare, {**readable, file: source})
-            if larger.num_bytes <= max_bytes:
+            if source.strip() and larger.num_bytes <= max_bytes:
                 readable, script = {**readable, file: source}, larger
                 break
     return script
 
 
-def needed_files() -> list[str]:
-    """The project's files that the command line imports when it starts, sorted."""
-    found: set[str] = set()
-    todo = [ENTRY]
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            todo += _imports(ast.parse((ROOT / file).read_text()).body)
-    return sorted(found)
+def compressed_bytes(config: str) -> int:
+    """Size of the script of a configuration with every module compressed: the code that a run must count.
+
+    Args:
+        config: the run's whole configuration, as YAML.
+    """
+    settings, _, bare = _sources(config)
+    return _assemble(settings, bare, {}).num_bytes
+
+
+def _sources(config: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The settings in clear, and the sources that they need, as they are and bare, most telling first."""
+    content = yaml.safe_load(config)
+    settings = clear_settings(content)
+    sources = {file: (ROOT / file).read_text() for file in needed_files(_class_files(content))}
+    bare = shake({file: strip(source) for file, source in sources.items()}, settings)
+    return settings, sources, bare
+
+
+def needed_files(named: Sequence[str] = ()) -> list[str]:
+    """The project's files that training and scoring import, those that say most about the model first.
+
+    Args:
+        named: files of the classes that the configuration names.
+    """
+    found: dict[str, None] = {}
+    for start in (MODEL, *named, ENTRY):
+        todo = [start]
+        while todo:
+            file = todo.pop(0)
+            if file not in found:
+                found[file] = None
+                todo += _imports(ast.parse((ROOT / file).read_text()).body)
+    return list(found)
+
+
+def _class_files(settings: Any) -> list[str]:
+    """The project's files that define the classes which settings name by class path."""
+    files = ["/".join(path.split(".")[:-1]) + ".py" for path in _class_paths(settings)]
+    return [file for file in dict.fromkeys(files) if (ROOT / file).is_file()]
+
+
+def _class_paths(settings: Any) -> Iterator[str]:
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            if name == "class_path":
+                yield str(value)
+            yield from _class_paths(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _class_paths(value)
 
 
 def strip(source: str) -> str:
@@ -144,13 +175,10 @@ def strip(source: str) -> str:
     return stripped
 
 
-def shake(sources: dict[str, str]) -> dict[str, str]:
-    """Drop the functions and classes that nothing else in the sources names, until all that is left is named.
-
-    What a function imports when it is called is for other commands: it must go with the function.
-    """
+def shake(sources: dict[str, str], settings: str) -> dict[str, str]:
+    """Drop the functions and classes that nothing else in sources and settings names, until all that is left is."""
     sources = dict(sources)
-    entered = TEMPLATE.read_text()
+    entered = TEMPLATE.read_text() + settings
     while True:
         words = Counter(re.findall(r"\w+", entered) + [w for s in sources.values() for w in re.findall(r"\w+", s)])
         before = dict(sources)
@@ -164,11 +192,7 @@ def shake(sources: dict[str, str]) -> dict[str, str]:
                         del lines[first : node.end_lineno]
             sources[file] = "".join(lines)
         if sources == before:
-            break
-    for file, source in sources.items():
-        missing = set(_imports(ast.walk(ast.parse(source)))) - sources.keys()
-        assert not missing, f"{file} imports {missing} where it is called"
-    return sources
+            return sources
 
 
 def clear_settings(settings: dict[str, Any]) -> str:

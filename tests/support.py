@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 
 from components.byte_counts import ByteTable
 from components.gpt import GPT, GPTConfig
+from components.quantization import Nearest, StoredTensor, store
+from components.storage import RECIPE, Storage, assign, keep_last_keys
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -59,6 +62,16 @@ def tiny_network(seed: int = 0, **settings: Any) -> GPT:
         for p in network.parameters():
             p.add_(torch.randn_like(p) * 0.1)
     return network
+
+
+def recipe_storages(shapes: Mapping[str, Sequence[int]], keep: int = 1) -> dict[str, Storage]:
+    """How the recipe stores tensors of these shapes."""
+    return {name: rule.kind for name, rule in assign(shapes, (*keep_last_keys(keep), *RECIPE)).items()}
+
+
+def recipe_stored(state: Mapping[str, torch.Tensor], keep: int = 1) -> dict[str, StoredTensor]:
+    """Weights as the recipe stores them."""
+    return store(state, recipe_storages({name: w.shape for name, w in state.items()}, keep), Nearest())
 
 
 def random_ids(*shape: int, vocab_size: int = 1024, seed: int = 0) -> torch.Tensor:
@@ -122,10 +135,9 @@ def fit_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
         "late_qat.start_fraction": 0.7,
         "averaging.every_n_steps": 2,
         "scoring.seq_len": 64,
-        "scoring.fit_stride": 64,
         "scoring.stride": 32,
         "scoring.max_tokens": 1000,
-        "scoring.batch_windows": 8,
+        "scoring.windows_per_batch": 8,
     }
     return ["fit", *(f"--{name}={value}" for name, value in {**defaults, **settings}.items())]
 

@@ -1,6 +1,7 @@
-"""The arrows of the house: cli -> {lightning_modules, datamodules, callbacks} -> components."""
+"""The arrows of the house: cli -> {lightning_modules, datamodules, callbacks} -> components, without a circle."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tests.support import ROOT
 LAYER = ("callbacks", "datamodules", "lightning_modules")
 # What each package may import of the project; of other libraries, components may import no Lightning.
 ALLOWED = {"components": {"components"}, **{package: {package, "components"} for package in LAYER}}
-PROJECT = {*ALLOWED, "cli", "benchmarks", "tests"}
+# All that is the project's, whatever a later directory is called.
+PROJECT = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 
 FILES = [file for package in ALLOWED for file in sorted((ROOT / package).rglob("*.py"))]
@@ -35,6 +37,10 @@ def test_every_package_has_files() -> None:
     assert {file.relative_to(ROOT).parts[0] for file in FILES} == set(ALLOWED)
 
 
+def test_the_project_is_seen_whole() -> None:
+    assert {*ALLOWED, "cli", "demo", "records", "benchmarks", "tests"} <= PROJECT
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_follow_the_arrows(file: Path) -> None:
     package = file.relative_to(ROOT).parts[0]
@@ -57,3 +63,35 @@ def test_imports_follow_the_arrows(file: Path) -> None:
 )
 def test_no_form_of_import_escapes(source: str, name: str) -> None:
     assert name in imported(source, ("components",))
+
+
+def modules_imported(file: Path) -> set[Path]:
+    """The files of the project that a module imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {path for name in names if (path := ROOT / f"{name.replace('.', '/')}.py").is_file()}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {file: modules_imported(file) for file in FILES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+TECHNIQUES = {"late_qat", "averaging"}
+OBSERVERS = ("callbacks/monitor.py", "callbacks/run_log.py", "callbacks/progress.py", "callbacks/warmup.py")
+OBSERVERS += ("callbacks/summary.py", "callbacks/scoring.py", "records/pack.py", "records/submission.py")
+
+
+@pytest.mark.parametrize("file", OBSERVERS)
+def test_observers_know_no_technique(file: str) -> None:
+    source = (ROOT / file).read_text()
+    imported_files = {path.stem for path in modules_imported(ROOT / file)}
+    assert not imported_files & TECHNIQUES
+    assert not [name for name in (*TECHNIQUES, "LateQAT", "snapshot") if name in source]

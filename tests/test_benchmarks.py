@@ -13,7 +13,7 @@ from components.gpt import GPTConfig
 from components.optimizer import OptimizerConfig, build_optimizer
 from tests.support import ROOT
 
-# Wide enough for attention matrices to be quantised.
+# Wide enough for attention matrices to be quantized.
 SMALL = GPTConfig(num_layers=2, model_dim=272, num_heads=4, num_kv_heads=2, bigram_vocab_size=64, bigram_dim=16)
 
 
@@ -36,7 +36,7 @@ def test_every_form_of_the_switch_trains_alike() -> None:
         assert other == pytest.approx(first, abs=1e-5)
 
 
-def test_every_form_of_the_switch_sees_quantised_weights() -> None:
+def test_every_form_of_the_switch_sees_quantized_weights() -> None:
     for form in FORMS.values():
         step = make_step(form)
         seen = []

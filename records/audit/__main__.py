@@ -2,7 +2,7 @@
 
 import sys
 
-from datamodules.command import run_command
+from components.command import run_command
 from records.audit import main
 
 if __name__ == "__main__":

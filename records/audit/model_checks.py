@@ -202,7 +202,7 @@ def _validate_arguments(case: Case, run: Run) -> list[str]:
     return [
         *("validate", "--trainer.default_root_dir=scored"),
         *(f"--data.path={case.data.resolve()}", f"--data.tokenizer_path={case.tokenizer.resolve()}"),
-        *(f"--scoring.seq_len={seq_len}", f"--scoring.fit_stride={seq_len}", f"--scoring.stride={stride}"),
+        *(f"--scoring.seq_len={seq_len}", f"--scoring.stride={stride}"),
         f"--scoring.max_tokens={most}",
         *("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto", "--model.compile=false"),
         f"--trainer.accelerator={'auto' if on_gpu else 'cpu'}",

@@ -35,10 +35,10 @@ def read(script: Path) -> dict[str, object]:
 
 def load(artifact: Path) -> dict[str, object]:
     """What an artifact holds, or why it cannot be read; a network that it describes is built and filled."""
-    from components.artifact import load_state
     from components.errors import UserError
     from components.gpt import GPT, GPTConfig
-    from components.public_artifact import read_any_artifact
+    from components.model_files import read_any_artifact
+    from components.quantization import load_state
 
     try:
         found = read_any_artifact(artifact)

@@ -18,7 +18,7 @@ from components.optimizer import OptimizerConfig
 from lightning_modules.gpt import GPTModule
 from tests.support import TINY
 
-# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantised weights.
+# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
 NARROW = {"model.model_dim": 64, "model.num_heads": 2}
 
 
@@ -68,9 +68,11 @@ def clock_at(elapsed: float = 0.0, max_seconds: float = 0.0) -> Clock:
 
 
 def small_module(seed: int = 0, compile: bool = False, **network: Any) -> GPTModule:
-    """A module whose every parameter is random; by default too narrow for a quantised matrix."""
+    """A module whose every parameter is random; by default too narrow for a quantized matrix."""
     torch.manual_seed(seed)
-    module = GPTModule(compile=compile, optimizer=OptimizerConfig(), **{**TINY, "num_layers": 2, **network})
+    module = GPTModule(
+        compile=compile, optimizer=OptimizerConfig(), **{**TINY, "bos_id": 1, "num_layers": 2, **network}
+    )
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn_like(p) * 0.1)

@@ -12,7 +12,7 @@ from cli import main
 from components.artifact import MAX_BYTES, load_state, read_artifact
 from components.errors import UserError
 from components.gpt import GPT, GPTConfig
-from components.quantisation import Storage, quantise, storage_of
+from components.quantization import Storage, quantize, storage_of
 from components.scoring import ScoringConfig, WindowLoader, score
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
@@ -25,13 +25,13 @@ def windows(stride: int) -> WindowLoader:
         bytes_by_id(torch.arange(1024) % 3 + 1),
         seq_len=16,
         stride=stride,
-        batch_windows=4,
+        windows_per_batch=4,
         device=torch.device("cpu"),
     )
 
 
 def trainer_in(folder: Path) -> SimpleNamespace:
-    scoring = ScoringConfig(seq_len=16, stride=4, fit_stride=16)
+    scoring = ScoringConfig(seq_len=16, stride=4)
     return trainer_of(log_dir=str(folder), datamodule=SimpleNamespace(windows=windows, scoring=scoring))
 
 
@@ -48,13 +48,13 @@ def exported(wide: GPTModule, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return export, folder / "some.golf"
 
 
-def test_the_file_holds_each_weight_as_the_quantiser_stores_it(exported: tuple[Export, Path], wide: GPTModule) -> None:
+def test_the_file_holds_each_weight_as_the_quantizer_stores_it(exported: tuple[Export, Path], wide: GPTModule) -> None:
     artifact = read_artifact(exported[1])
     assert artifact.settings == dataclasses.asdict(wide.network.config)
     assert artifact.tensors.keys() == wide.network.state_dict().keys()
     storages = set()
     for name, weight in wide.network.state_dict().items():
-        expected = quantise(weight, storage_of(name, weight.shape, num_layers=2))
+        expected = quantize(weight, storage_of(name, weight.shape, num_layers=2))
         assert torch.equal(artifact.tensors[name].values, expected.values), name
         if expected.scales is not None:
             assert torch.equal(artifact.tensors[name].scales, expected.scales), name

@@ -7,7 +7,7 @@ import torch
 
 from callbacks.late_qat import LateQAT
 from components.errors import UserError
-from components.quantisation import Storage, quantise, storage_of
+from components.quantization import Storage, quantize, storage_of
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import WIDE, clock_at, small_module, trainer_of
 from tests.support import random_ids
@@ -23,7 +23,7 @@ def start_batch(late_qat: LateQAT, trainer: SimpleNamespace, module: GPTModule, 
 
 
 FLOAT = {Storage.FLOAT16}
-QUANTISED = {Storage.FLOAT16, Storage.INT5, Storage.INT6}
+QUANTIZED = {Storage.FLOAT16, Storage.INT5, Storage.INT6}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def module() -> GPTModule:
 
 @pytest.fixture(autouse=True)
 def _float_network(module: GPTModule) -> None:
-    module.network.disable_fake_quantisation()
+    module.network.disable_fake_quantization()
 
 
 def test_it_switches_at_the_first_step_at_or_beyond_the_share_of_seconds(module: GPTModule) -> None:
@@ -46,7 +46,7 @@ def test_it_switches_at_the_first_step_at_or_beyond_the_share_of_seconds(module:
     trainer.global_step, clock.elapsed = 3, 510.0
     start_batch(late_qat, trainer, module)
     assert late_qat.active
-    assert storages(module) == QUANTISED
+    assert storages(module) == QUANTIZED
     trainer.global_step, clock.elapsed = 5, 520.0
     start_batch(late_qat, trainer, module)
     assert late_qat.summary(trainer) == {"qat_start_step": 3, "qat_start_seconds": 510.0, "qat_steps": 2}
@@ -85,7 +85,7 @@ def test_it_never_switches_within_a_step(module: GPTModule) -> None:
         start_batch(late_qat, trainer, module, batch_idx)
         assert storages(module) == FLOAT
     start_batch(late_qat, trainer, module, batch_idx=4)
-    assert storages(module) == QUANTISED
+    assert storages(module) == QUANTIZED
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -100,21 +100,21 @@ def test_after_the_switch_the_network_computes_what_export_would_store(keep: int
     for name, weight in state.items():
         storage = storage_of(name, weight.shape, num_layers=2, keep_last_k_fp16=keep)
         if storage in (Storage.INT5, Storage.INT6):
-            state[name] = quantise(weight, storage).dequantise()
+            state[name] = quantize(weight, storage).dequantize()
     rounded.network.load_state_dict(state)
     assert torch.equal(trained_with, rounded.network(inputs, targets))
-    module.network.disable_fake_quantisation()
+    module.network.disable_fake_quantization()
     assert not torch.equal(trained_with, module.network(inputs, targets))
 
 
-def test_validation_sees_float_weights_and_training_goes_on_quantised(module: GPTModule) -> None:
+def test_validation_sees_float_weights_and_training_goes_on_quantized(module: GPTModule) -> None:
     late_qat = LateQAT(start_fraction=0)
     trainer = trainer_of([clock_at(max_seconds=1), late_qat])
     start_batch(late_qat, trainer, module)
     late_qat.on_validation_start(trainer, module)
     assert storages(module) == FLOAT
     late_qat.on_validation_end(trainer, module)
-    assert storages(module) == QUANTISED
+    assert storages(module) == QUANTIZED
     late_qat.on_train_end(trainer, module)
     assert storages(module) == FLOAT
 
@@ -127,15 +127,15 @@ def test_validation_before_the_switch_does_not_switch(module: GPTModule) -> None
     assert storages(module) == FLOAT
 
 
-def test_a_resumed_run_goes_on_quantised_and_remembers_when_it_began(module: GPTModule) -> None:
+def test_a_resumed_run_goes_on_quantized_and_remembers_when_it_began(module: GPTModule) -> None:
     before = LateQAT(start_fraction=0.5)
     start_batch(before, trainer_of([clock_at(6, max_seconds=10), before], global_step=7), module)
-    module.network.disable_fake_quantisation()
+    module.network.disable_fake_quantization()
     resumed = LateQAT(start_fraction=0.5)
     resumed.load_state_dict(before.state_dict())
     trainer = trainer_of([clock_at(8, max_seconds=10), resumed], global_step=9)
     resumed.on_train_start(trainer, module)
-    assert storages(module) == QUANTISED
+    assert storages(module) == QUANTIZED
     start_batch(resumed, trainer, module)
     assert resumed.summary(trainer) == {"qat_start_step": 7, "qat_start_seconds": 6, "qat_steps": 2}
 

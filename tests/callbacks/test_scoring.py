@@ -8,13 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.scoring import SlidingWindowScore
+from callbacks.scoring import ValidationScore
 from components.scoring import WindowLoader
 from tests.callbacks.support import trainer_of
 from tests.support import bytes_by_id, random_ids
 
 
-def validate(callback: SlidingWindowScore, trainer: SimpleNamespace, nats_of_target: torch.Tensor, stride: int) -> Mock:
+def validate(callback: ValidationScore, trainer: SimpleNamespace, nats_of_target: torch.Tensor, stride: int) -> Mock:
     """Play a validation loop in which target i costs ``nats_of_target[i]`` and is i % 3 + 1 bytes long."""
     num_targets = len(nats_of_target)
     loader = WindowLoader(
@@ -22,7 +22,7 @@ def validate(callback: SlidingWindowScore, trainer: SimpleNamespace, nats_of_tar
         bytes_by_id((torch.arange(num_targets + 1) - 1) % 3 + 1),
         seq_len=16,
         stride=stride,
-        batch_windows=3,
+        windows_per_batch=3,
         device=torch.device("cpu"),
     )
     module = Mock(device=torch.device("cpu"))
@@ -36,7 +36,7 @@ def validate(callback: SlidingWindowScore, trainer: SimpleNamespace, nats_of_tar
 @pytest.mark.parametrize("stride", [16, 4, 5])
 def test_loss_and_bits_per_byte_are_those_of_every_target_once(stride: int) -> None:
     nats = random_ids(50, vocab_size=100).float() / 16  # exact in any order of summation
-    callback = SlidingWindowScore()
+    callback = ValidationScore()
     module = validate(callback, trainer_of(), nats, stride)
     logged = {call.args[0]: call.args[1] for call in module.log.call_args_list}
     num_bytes = sum(i % 3 + 1 for i in range(50))
@@ -48,7 +48,7 @@ def test_loss_and_bits_per_byte_are_those_of_every_target_once(stride: int) -> N
 
 
 def test_a_second_validation_starts_from_nothing() -> None:
-    callback = SlidingWindowScore()
+    callback = ValidationScore()
     validate(callback, trainer_of(), torch.full((50,), 5.0), stride=16)
     validate(callback, trainer_of(), torch.full((20,), 2.0), stride=16)
     assert callback.score.loss == 2.0
@@ -56,7 +56,7 @@ def test_a_second_validation_starts_from_nothing() -> None:
 
 
 def test_only_a_validate_command_puts_its_score_into_the_summary() -> None:
-    callback = SlidingWindowScore()
+    callback = ValidationScore()
     validating = trainer_of(state=SimpleNamespace(fn=TrainerFn.VALIDATING))
     assert callback.summary(validating) == {}
     validate(callback, trainer_of(), torch.full((50,), 5.0), stride=8)

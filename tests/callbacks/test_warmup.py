@@ -12,7 +12,7 @@ from callbacks.warmup import CompileWarmup
 from cli import main
 from components.errors import UserError
 from components.optimizer import CompositeOptimizer
-from components.quantisation import Storage
+from components.quantization import Storage
 from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
@@ -27,7 +27,7 @@ def windows(stride: int = 16) -> WindowLoader:
         bytes_by_id(torch.ones(1024, dtype=torch.int64)),
         seq_len=16,
         stride=stride,
-        batch_windows=2,
+        windows_per_batch=2,
         device=torch.device("cpu"),
     )
 
@@ -96,7 +96,7 @@ def test_training_goes_on_as_if_it_had_not_happened() -> None:
     assert_same(*losses)
 
 
-def test_half_of_the_steps_run_under_fake_quantisation() -> None:
+def test_half_of_the_steps_run_under_fake_quantization() -> None:
     module = small_module(**WIDE)
     optimizer = module.configure_optimizers()
     trainer = trainer_with(module, optimizer)
@@ -146,10 +146,10 @@ def test_afterwards_every_graph_of_a_run_is_compiled_and_another_is_an_error() -
 
     batch = random_ids(2, 16, seed=3), random_ids(2, 16, seed=4)
     float_loss = train_step(module, optimizer, batch)
-    module.network.enable_fake_quantisation(keep_last_k_fp16=1)
-    quantised_loss = train_step(module, optimizer, batch)
-    assert quantised_loss != float_loss
-    module.network.disable_fake_quantisation()
+    module.network.enable_fake_quantization(keep_last_k_fp16=1)
+    quantized_loss = train_step(module, optimizer, batch)
+    assert quantized_loss != float_loss
+    module.network.disable_fake_quantization()
     module.eval()
     with torch.no_grad():
         nats = [module.validation_step(batch, i) for i, batch in enumerate(windows(stride))]

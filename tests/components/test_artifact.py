@@ -37,7 +37,7 @@ from components.artifact import (
 )
 from components.artifact_report import describe, weights_sha256
 from components.errors import UserError
-from components.quantisation import Storage, StoredTensor, quantise
+from components.quantization import Storage, StoredTensor, quantize
 from tests.support import GOLDEN, needs_golden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,14 +53,14 @@ def small_tensors(seed: int = 0) -> dict[str, StoredTensor]:
         return torch.randn(shape, generator=generator)
 
     return {
-        "five": quantise(weight(6, 40), Storage.INT5),
-        "six": quantise(weight(5, 30), Storage.INT6),
-        "eight": quantise(weight(4, 20) * 3, Storage.INT8),
-        "empty codes": quantise(weight(3, 0).new_zeros(3, 2)[:0], Storage.INT8),
-        "vector": quantise(weight(7), Storage.FLOAT16),
-        "cube": quantise(weight(2, 3, 4), Storage.FLOAT16),
-        "scalar": quantise(weight(), Storage.FLOAT16),
-        "empty": quantise(weight(0, 5), Storage.FLOAT16),
+        "five": quantize(weight(6, 40), Storage.INT5),
+        "six": quantize(weight(5, 30), Storage.INT6),
+        "eight": quantize(weight(4, 20) * 3, Storage.INT8),
+        "empty codes": quantize(weight(3, 0).new_zeros(3, 2)[:0], Storage.INT8),
+        "vector": quantize(weight(7), Storage.FLOAT16),
+        "cube": quantize(weight(2, 3, 4), Storage.FLOAT16),
+        "scalar": quantize(weight(), Storage.FLOAT16),
+        "empty": quantize(weight(0, 5), Storage.FLOAT16),
     }
 
 
@@ -145,10 +145,10 @@ def test_order_and_threads_do_not_change_the_bytes(small_file: Path, tmp_path: P
 def test_a_view_is_stored_as_what_it_shows(tmp_path: Path) -> None:
     weight = torch.randn(40, 60)
     for name, view in [("transposed", weight.T), ("strided", weight[::2, ::3])]:
-        write_artifact(tmp_path / name, {}, {"w": quantise(view, Storage.FLOAT16), "q": quantise(view, Storage.INT6)})
+        write_artifact(tmp_path / name, {}, {"w": quantize(view, Storage.FLOAT16), "q": quantize(view, Storage.INT6)})
         tensors = read_artifact(tmp_path / name).tensors
-        assert torch.equal(tensors["w"].dequantise(), view.half().float())
-        assert torch.equal(tensors["q"].dequantise(), quantise(view, Storage.INT6).dequantise())
+        assert torch.equal(tensors["w"].dequantize(), view.half().float())
+        assert torch.equal(tensors["q"].dequantize(), quantize(view, Storage.INT6).dequantize())
 
 
 def gaussian_state(num_layers: int, dim: int, vocab: int, buckets: int) -> dict[str, torch.Tensor]:
@@ -218,7 +218,7 @@ def test_states_are_stored_by_the_export_rules_and_loaded_as_float32() -> None:
     loaded = load_state(tensors)
     assert all(weight.dtype == torch.float32 for weight in loaded.values())
     assert torch.equal(
-        loaded["blocks.0.mlp.fc.weight"], quantise(state["blocks.0.mlp.fc.weight"], Storage.INT5).dequantise()
+        loaded["blocks.0.mlp.fc.weight"], quantize(state["blocks.0.mlp.fc.weight"], Storage.INT5).dequantize()
     )
     kept = {"blocks.0.attn.c_k.weight": torch.randn(300, 256)}
     assert store_state(kept, 1)["blocks.0.attn.c_k.weight"].storage is Storage.FLOAT16

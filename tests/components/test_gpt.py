@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from components.artifact import load_state
 from components.errors import UserError
 from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, rotary_tables, rotate
 from components.public_artifact import read_public_artifact
+from components.quantization import load_state
 from datamodules.shards import find_shards, open_shard
 from tests.support import (
     GOLDEN,
@@ -180,15 +180,15 @@ def test_compiled_in_bfloat16_no_float32_logits_are_kept_for_the_backward_pass()
     assert logits == [torch.bfloat16]
 
 
-def test_fake_quantisation_leaves_alone_what_export_keeps_in_float16() -> None:
+def test_fake_quantization_leaves_alone_what_export_keeps_in_float16() -> None:
     network = tiny_network(model_dim=320, num_heads=5, num_kv_heads=5)
-    network.enable_fake_quantisation(keep_last_k_fp16=1)
+    network.enable_fake_quantization(keep_last_k_fp16=1)
     storages = {name: m.fake_storage for name, m in network.named_modules() if hasattr(m, "fake_storage")}
     assert storages["blocks.1.attn.c_k"] == "int6"
     assert storages["blocks.2.attn.c_k"] == "float16"
     assert storages["blocks.2.mlp.fc"] == "int5"
     assert storages["bigram.proj"] == "float16"
-    network.disable_fake_quantisation()
+    network.disable_fake_quantization()
     assert {m.fake_storage for m in network.modules() if hasattr(m, "fake_storage")} == {"float16"}
 
 
@@ -197,12 +197,12 @@ def test_compiled_late_qat_changes_the_loss_as_eager_does_and_needs_no_further_g
     network, ids, targets = tiny_network(model_dim=320, num_heads=5), random_ids(2, 32), random_ids(2, 32, seed=1)
 
     def losses() -> tuple[float, float]:
-        network.disable_fake_quantisation()
+        network.disable_fake_quantization()
         plain = network(ids, targets).mean()
-        network.enable_fake_quantisation(1)
-        quantised = network(ids, targets).mean()
-        quantised.backward()
-        return plain.item(), quantised.item()
+        network.enable_fake_quantization(1)
+        quantized = network(ids, targets).mean()
+        quantized.backward()
+        return plain.item(), quantized.item()
 
     eager = losses()
     assert abs(eager[0] - eager[1]) > 1e-4

@@ -26,7 +26,7 @@ def test_golden_trajectory() -> None:
         golden["rows"], batches, strict=False
     ):
         if qat:
-            network.enable_fake_quantisation(keep_last_k_fp16=1)
+            network.enable_fake_quantization(keep_last_k_fp16=1)
         optimizer.param_groups[0]["momentum"] = momentum
         loss = network(input_ids, target_ids).mean()
         loss.backward()

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from components.artifact import MAX_FILE_BYTES, read_artifact, store_state, write_artifact
 from components.artifact_report import describe, main, weights_sha256
 from components.errors import UserError
-from components.public_artifact import read_any_artifact, read_public_artifact, write_public_artifact
-from components.quantisation import Storage, StoredTensor, quantise
+from components.model_files import read_any_artifact, read_public_artifact, write_public_artifact
+from components.quantization import Storage, StoredTensor, quantize
 from tests.components.test_artifact import (
     SETTINGS,
     assert_same,
@@ -36,7 +36,7 @@ def saved_in(path: Path) -> dict:
     return torch.load(io.BytesIO(zstandard.decompress(path.read_bytes())), map_location="cpu")
 
 
-def public_dequantised(saved: dict) -> dict[str, torch.Tensor]:
+def public_dequantized(saved: dict) -> dict[str, torch.Tensor]:
     """Float32 weights by the format's description, without this project's code."""
     weights = {}
     for name, kind in saved["m"].items():
@@ -93,15 +93,15 @@ def test_gaussian_weights_take_less_in_the_own_format(tmp_path: Path) -> None:
     assert own <= 0.975 * public
 
 
-def test_what_is_written_dequantises_by_the_public_rules(tmp_path: Path) -> None:
-    tensors = small_tensors() | {"large": quantise(torch.randn(256, 257), Storage.FLOAT16)}
+def test_what_is_written_dequantizes_by_the_public_rules(tmp_path: Path) -> None:
+    tensors = small_tensors() | {"large": quantize(torch.randn(256, 257), Storage.FLOAT16)}
     write_public_artifact(tmp_path / "small.ptz", tensors)
     saved = saved_in(tmp_path / "small.ptz")
     assert saved["m"]["large"] == "passthrough_fp16"
     assert saved["m"]["vector"] == "passthrough"
     assert saved["m"]["six"] == {"type": "int6"}
-    for name, weight in public_dequantised(saved).items():
-        assert torch.equal(weight, tensors[name].dequantise()), name
+    for name, weight in public_dequantized(saved).items():
+        assert torch.equal(weight, tensors[name].dequantize()), name
     assert_same(read_public_artifact(tmp_path / "small.ptz"), tensors)
 
 

@@ -35,7 +35,7 @@ def streams(draw: st.DrawFn) -> tuple[int, int, int]:
 
 @given(streams(), st.integers(1, 9), st.integers(1, 4))
 def test_each_target_is_scored_exactly_once_over_all_ranks(
-    stream: tuple[int, int, int], batch_windows: int, world_size: int
+    stream: tuple[int, int, int], windows_per_batch: int, world_size: int
 ) -> None:
     num_targets, seq_len, stride = stream
     ids = torch.arange(num_targets + 1)
@@ -47,7 +47,7 @@ def test_each_target_is_scored_exactly_once_over_all_ranks(
             bytes_by_id(torch.ones(num_targets + 1, dtype=torch.int64)),
             seq_len=seq_len,
             stride=stride,
-            batch_windows=batch_windows,
+            windows_per_batch=windows_per_batch,
             device=CPU,
             rank=rank,
             world_size=world_size,
@@ -81,8 +81,8 @@ def test_windows_of_a_hand_worked_stream() -> None:
 @needs_sample
 @pytest.mark.parametrize("case", range(9))
 def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> None:
-    from components.artifact import load_state
     from components.public_artifact import read_public_artifact
+    from components.quantization import load_state
 
     golden = json.loads((GOLDEN / "eval.json").read_text())
     cases = [*golden["roundtrip"], golden["float_weights"], golden["float_weights_chunked"]]
@@ -98,7 +98,7 @@ def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> No
         token_byte_table(tokenizer),
         seq_len=expected["seq_len"],
         stride=expected.get("stride", expected["seq_len"]),
-        batch_windows=16,
+        windows_per_batch=16,
         device=CPU,
     )
     result = score(network, loader)
@@ -115,7 +115,7 @@ def test_splitting_over_ranks_changes_nothing_beyond_rounding() -> None:
 
     def metric(rank: int, world_size: int) -> BitsPerByte:
         loader = WindowLoader(
-            ids, table, seq_len=32, stride=8, batch_windows=4, device=CPU, rank=rank, world_size=world_size
+            ids, table, seq_len=32, stride=8, windows_per_batch=4, device=CPU, rank=rank, world_size=world_size
         )
         sums = BitsPerByte()
         with torch.no_grad():
@@ -142,7 +142,7 @@ def test_bits_per_byte_of_a_model_that_guesses() -> None:
         bytes_by_id(torch.full((1024,), 2)),
         seq_len=8,
         stride=3,
-        batch_windows=4,
+        windows_per_batch=4,
         device=CPU,
     )
     result = score(lambda ids, targets: torch.full(targets.shape, math.log(1024)), loader)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def test_bits_per_byte_of_a_model_that_guesses() -> None:
         ({"stride": 0}, "scoring.stride is 0; set it from 1 to scoring.seq_len"),
         ({"stride": 4096}, "scoring.stride is 4096; set it from 1 to scoring.seq_len"),
         ({"seq_len": 0}, "scoring.seq_len is 0; set it to at least 1."),
-        ({"batch_windows": 0}, "scoring.batch_windows is 0; set it to at least 1."),
+        ({"windows_per_batch": 0}, "scoring.windows_per_batch is 0; set it to at least 1."),
         ({"max_tokens": 1}, "scoring.max_tokens is 1; set it to 0 for all or to at least 2"),
         ({"fit_stride": 4096}, "scoring.fit_stride is 4096"),
     ],

@@ -44,7 +44,7 @@ def data_of(folder: Path, trainer: SimpleNamespace, **settings: Any) -> FineWeb:
     defaults = {
         "train_batch_tokens": 256,
         "train_seq_len": 16,
-        "scoring": ScoringConfig(seq_len=16, stride=4, fit_stride=16, batch_windows=4),
+        "scoring": ScoringConfig(seq_len=16, stride=4, windows_per_batch=4),
     }
     data = FineWeb(path=str(folder), tokenizer_path=str(folder / "tokenizer.model"), **(defaults | settings))
     data.trainer = trainer
@@ -166,21 +166,21 @@ def scored_ids(data: FineWeb, stride: int) -> list[int]:
 
 @pytest.mark.parametrize(("max_tokens", "last"), [(0, 103), (2, 5), (50, 53), (100, 103), (5000, 103)])
 def test_only_the_first_so_many_validation_ids_are_scored(max_tokens: int, last: int, numbered: Path) -> None:
-    scoring = ScoringConfig(seq_len=16, stride=4, fit_stride=16, max_tokens=max_tokens)
+    scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=max_tokens)
     data = set_up(numbered, trainer_of(), scoring=scoring)
     assert scored_ids(data, stride=4) == list(range(5, last + 1))  # every id after the first, once
 
 
 def test_the_cap_reaches_over_shards(numbered: Path) -> None:
     write_shard(numbered / "fineweb_val_000001.bin", np.arange(200, 300))
-    scoring = ScoringConfig(seq_len=16, stride=4, fit_stride=16, max_tokens=102)
+    scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=102)
     data = set_up(numbered, trainer_of(), scoring=scoring)
     assert scored_ids(data, stride=16) == [*range(5, 104), 200, 201]
 
 
 def test_ids_beyond_the_cap_are_not_even_looked_at(numbered: Path) -> None:
     write_shard(numbered / "fineweb_val_000000.bin", np.array([4, 5, 6, 60000]))
-    scoring = ScoringConfig(seq_len=16, stride=4, fit_stride=16, max_tokens=3)
+    scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=3)
     assert scored_ids(set_up(numbered, trainer_of(), scoring=scoring), stride=4) == [5, 6]
 
 

@@ -13,8 +13,7 @@ from cli import main
 from components.artifact import read_artifact, write_artifact
 from components.gpt import GPT
 from components.public_artifact import write_public_artifact
-from components.quantisation import quantise, storage_of
-from tests.support import ROOT, TINY, fit_arguments, run, tiny_network, validate_arguments, write_shard
+from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning opens before it asks for the data; none of it is a result.
 LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "train.log")
@@ -144,13 +143,14 @@ def test_a_world_size_that_does_not_divide_8(data_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("stride", 0), ("stride", 65), ("stride", -1), ("fit_stride", 0), ("fit_stride", 65)]
+    ("setting", "value", "least"),
+    [("stride", 0, 1), ("stride", 65, 1), ("stride", -1, 1), ("val_stride", -1, 0), ("val_stride", 65, 0)],
 )
 def test_a_stride_of_0_or_over_the_window(
-    setting: str, value: int, refused: Refused, data_folder: Path, tmp_path: Path
+    setting: str, value: int, least: int, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     arguments = fit_arguments(data_folder, tmp_path / "runs", **{f"scoring.{setting}": value})
-    assert f"scoring.{setting} is {value}; set it from 1 to scoring.seq_len (64)" in refused(arguments)
+    assert f"scoring.{setting} is {value}; set it from {least} to scoring.seq_len (64)" in refused(arguments)
     assert not (tmp_path / "runs").exists()
 
 
@@ -174,8 +174,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored(network: GPT) -> dict[str, Any]:
-    layers = network.config.num_layers
-    return {name: quantise(w, storage_of(name, w.shape, layers)) for name, w in network.state_dict().items()}
+    return recipe_stored(network.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,7 @@ def test_a_public_artifact_of_another_network(refused: Refused, data_folder: Pat
     write_public_artifact(path, stored(tiny_network(vocab_size=512)))
     settings = {f"model.{name}": value for name, value in TINY.items()}
     sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path, **settings))
-    assert f"is not the one in {path}" in sentence
+    assert f"{path} holds the weights of another network: tok_emb.weight is [512, 64] there and [1024, 64]" in sentence
     assert "model settings" in sentence
 
 
@@ -370,7 +369,8 @@ def test_weights_that_cannot_be_exported(refused: Refused, data_folder: Path, tm
 
 
 def test_a_process_prints_the_sentence_alone_and_exits_with_1(tmp_path: Path) -> None:
-    result = run("cli.py", "fit", "--trainer.accelerator=cpu", f"--data.path={tmp_path}", "--scoring.stride=0")
+    missing = tmp_path / "tokenizer.model"
+    result = run("cli.py", "fit", "--trainer.accelerator=cpu", f"--data.tokenizer_path={missing}")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: scoring.stride is 0;")
+    assert result.stderr.splitlines()[-1].startswith(f"error: no tokenizer at {missing}: give the .model")
     assert "Traceback" not in result.stdout + result.stderr

@@ -125,7 +125,7 @@ def test_validate_scores_the_public_artifact_as_the_public_script_does(tmp_path:
             f"--trainer.default_root_dir={tmp_path}",
             "--trainer.accelerator=cpu",
             *(f"--model.{name}={value}" for name, value in settings.items() if name not in foreign),
-            *("--scoring.seq_len=256", "--scoring.fit_stride=256", "--scoring.stride=64", "--scoring.max_tokens=4097"),
+            *("--scoring.seq_len=256", "--scoring.stride=64", "--scoring.max_tokens=4097"),
         ]
     )
     [golden] = [case for case in json.loads((GOLDEN / "eval.json").read_text())["roundtrip"] if case["tokens"] == 4097]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from components.artifact import store_state, write_artifact
+from components.artifact import write_artifact
 from components.byte_counts import token_byte_table
 from components.gpt import GPTConfig
 from datamodules.shards import open_shard
@@ -19,7 +19,7 @@ from records.audit.checks import audit
 from records.audit.contained import Box, Ended, Limits
 from records.audit.folder import read_folder
 from records.audit.verdicts import Verdict
-from tests.support import TINY, tiny_network, write_shard
+from tests.support import TINY, recipe_stored, tiny_network, write_shard
 
 IDS = 700
 SEQ_LEN = 64
@@ -125,9 +125,9 @@ def write_submission(folder: Path, data: Path) -> Path:
     folder.mkdir()
     network = tiny_network()
     settings = {**TINY}
-    stored = store_state(network.state_dict(), TINY["num_layers"])
+    stored = recipe_stored(network.state_dict())
     model = write_artifact(folder / "model_seed42.golf", settings, stored)
-    state = {name: tensor.dequantise() for name, tensor in stored.items()}
+    state = {name: tensor.dequantize() for name, tensor in stored.items()}
     val_loss, val_bpb = score_by_hand(data, settings, state)
     num_params = sum(p.numel() for p in network.parameters())
     code = len(SCRIPT.encode())

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
+from components.command import run_command
 from components.errors import UserError
-from datamodules.command import run_command
 
 
 def raising(error: BaseException) -> None:

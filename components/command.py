@@ -1,4 +1,4 @@
-"""What the commands of this package share."""
+"""How every command of the project ends: what its user can mend is one line, without a traceback."""
 
 import sys
 from collections.abc import Callable

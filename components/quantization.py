@@ -1,7 +1,7 @@
-"""How a weight is stored, and the one quantiser that late QAT and export share.
+"""Rounding of weights: the one quantizer that late QAT and export share.
 
-A quantised matrix is int8 codes with one float16 scale a row; its value is ``code * scale``. The product of a code (at
-most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantised weight is the same on every device.
+A quantized matrix is int8 codes with one float16 scale a row; its value is ``code * scale``. The product of a code (at
+most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantized weight is the same on every device.
 
 Every step here has one result whatever runs it: eager or compiled, CPU or CUDA. Three things would break that, and
 shape the arithmetic below. Compiled CUDA code divides float32 approximately; eager CUDA divides by a Python number by
@@ -12,34 +12,21 @@ rounding to float16 is done on the bits.
 """
 
 import math
-import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_FLOAT16_TENSOR = 65_536
-"""Tensors of at most this many elements stay in float16."""
+from components.errors import UserError
+from components.storage import Storage
 
 INT8_PERCENTILE = 0.9999984
 """Share of a row's magnitudes, by linear interpolation, that int8 storage keeps unclipped."""
 
-_BLOCK_MATRIX = re.compile(r"blocks\.(\d+)\.(attn|mlp)\.(\w+)\.weight")
 _SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
-
-
-class Storage(StrEnum):
-    """How the artifact stores a tensor: quantised per output row, or as float16."""
-
-    INT5 = "int5"
-    INT6 = "int6"
-    INT8 = "int8"
-    FLOAT16 = "float16"
-
-
 _LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
 
 
@@ -49,8 +36,8 @@ class StoredTensor:
 
     Attributes:
         storage: how its values are written.
-        values: the int8 codes [rows, cols] of a quantised matrix, or the float16 values of any shape.
-        scales: float16 [rows] of a quantised matrix, else None.
+        values: the int8 codes [rows, cols] of a quantized matrix, or the float16 values of any shape.
+        scales: float16 [rows] of a quantized matrix, else None.
     """
 
     storage: Storage
@@ -75,7 +62,7 @@ class StoredTensor:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def is_sound(self) -> bool:
-        """Whether every number is finite and every code one that `quantise` may give."""
+        """Whether every number is finite and every code one that `quantize` may give."""
         floats = self.values if self.scales is None else self.scales
         if not floats.isfinite().all():
             return False
@@ -85,36 +72,83 @@ class StoredTensor:
         smallest = -largest if self.storage is Storage.INT8 else -largest - 1
         return bool(smallest <= self.values.min() and self.values.max() <= largest)
 
-    def dequantise(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The float32 tensor that these values stand for."""
         if self.scales is None:
             return self.values.float()
-        return _dequantise(self.values, self.scales.float())
+        return _dequantize(self.values, self.scales.float())
 
 
-def storage_of(name: str, shape: Sequence[int], num_layers: int, keep_last_k_fp16: int = 1) -> Storage:
-    """How export stores the tensor called `name`.
+class Quantizer(ABC):
+    """Decides the codes and scales of the matrices that an artifact stores.
+
+    The default is `Nearest`. A quantizer with another rule of rounding stands in its place by
+    ``--export.quantizer CLASS``.
+    """
+
+    @abstractmethod
+    def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
+        """Store matrices, all of them at once so that those of one shape can share their work.
+
+        Every rank calls with the same matrices and must return the same result.
+
+        Args:
+            matrices: float [rows, cols] by their names in the network, on any device.
+            storages: how each of them is to be stored; never float16.
+        """
+
+    @abstractmethod
+    def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
+        """The float32 [rows, cols] that `quantize_all` would store, with the gradient passed straight through."""
+
+
+class Nearest(Quantizer):
+    """Round every weight to the nearest code; see `quantize`."""
+
+    def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
+        """Store each matrix by itself."""
+        return {name: quantize(matrix.cpu(), storages[name]) for name, matrix in matrices.items()}
+
+    def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
+        """What `quantize` stores, bit for bit; see the function of this name."""
+        return fake_quantize(weight, storage)
+
+
+def store(
+    weights: Mapping[str, Tensor], storages: Mapping[str, Storage], quantizer: Quantizer
+) -> dict[str, StoredTensor]:
+    """Each weight as export stores it, in the order given.
 
     Args:
-        name: the parameter's name in the network, such as ``blocks.0.mlp.fc.weight``.
-        shape: its shape.
-        num_layers: number of blocks of the network.
-        keep_last_k_fp16: the key projections of this many last blocks stay in float16.
+        weights: float tensors by their names in the network, on any device.
+        storages: how each of them is stored.
+        quantizer: what rounds those that are quantized.
+
+    Raises:
+        UserError: a weight is not finite, or beyond the range of float16.
     """
-    if math.prod(shape) <= LARGEST_FLOAT16_TENSOR or name == "tok_emb.weight":
-        return Storage.FLOAT16
-    match = _BLOCK_MATRIX.fullmatch(name)
-    if match and match[2] == "mlp":
-        return Storage.INT5
-    if match:
-        kept = match[3] == "c_k" and int(match[1]) >= num_layers - keep_last_k_fp16
-        return Storage.FLOAT16 if kept else Storage.INT6
-    # Per-row scales need rows: a large tensor of another rank has none.
-    return Storage.INT8 if len(shape) == 2 else Storage.FLOAT16
+    matrices = {name: weight for name, weight in weights.items() if storages[name] is not Storage.FLOAT16}
+    quantized = quantizer.quantize_all(matrices, {name: storages[name] for name in matrices})
+    stored = {
+        name: quantized[name] if name in quantized else quantize(weight.cpu(), Storage.FLOAT16)
+        for name, weight in weights.items()
+    }
+    for name, tensor in stored.items():
+        if not tensor.is_sound():
+            raise UserError(
+                f"{name} holds values that are not finite or too large for float16, so it cannot be exported; "
+                "train again with a lower learning rate or from an earlier checkpoint."
+            )
+    return stored
 
 
-def quantise(weight: Tensor, storage: Storage) -> StoredTensor:
-    """Store `weight`, per output row where `storage` is quantised.
+def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The float32 weights that stored tensors stand for, by name."""
+    return {name: tensor.dequantize() for name, tensor in tensors.items()}
+
+
+def quantize(weight: Tensor, storage: Storage) -> StoredTensor:
+    """Store `weight`, per output row where `storage` is quantized.
 
     int5 and int6: ``scale = float16(max|row| / c)``, ``code = clamp(round(row / scale), -(c + 1), c)`` with c = 15 or
     31. int8: the row is clipped at its `INT8_PERCENTILE`, ``scale = max(clip, 1) / 127``, codes by the float32 scale,
@@ -133,7 +167,7 @@ def quantise(weight: Tensor, storage: Storage) -> StoredTensor:
     return StoredTensor(storage, codes, scales.to(torch.float16))
 
 
-def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
+def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
     """The float32 value that export would give `weight`, bit for bit, with the gradient passed straight through.
 
     Float16 storage leaves the weight untouched. Source of the estimator: Bengio, Leonard and Courville (2013),
@@ -145,9 +179,9 @@ def fake_quantise(weight: Tensor, storage: Storage) -> Tensor:
     """
     if storage is Storage.FLOAT16:
         return weight
-    dequantised = _dequantise(*_codes_and_scales(weight.detach(), storage))
+    dequantized = _dequantize(*_codes_and_scales(weight.detach(), storage))
     # The bracket is exactly zero, and carries the gradient.
-    return dequantised + (weight - weight.detach())
+    return dequantized + (weight - weight.detach())
 
 
 def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
@@ -163,7 +197,7 @@ def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]
     return _codes(weight, scales, -largest - 1, largest), scales
 
 
-def _dequantise(codes: Tensor, scales: Tensor) -> Tensor:
+def _dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.float() * scales[:, None]
 
 

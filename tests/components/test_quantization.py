@@ -1,4 +1,4 @@
-"""The quantiser: the same values in training, in export and under the compiler."""
+"""The quantizer: the same values in training, in export and under the compiler."""
 
 import json
 import shutil
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from components.quantisation import INT8_PERCENTILE, Storage, StoredTensor, fake_quantise, quantise, storage_of
+from components.quantization import INT8_PERCENTILE, Storage, StoredTensor, fake_quantize, quantize, storage_of
 from tests.support import GOLDEN, needs_golden
 
-QUANTISED = (Storage.INT5, Storage.INT6, Storage.INT8)
+QUANTIZED = (Storage.INT5, Storage.INT6, Storage.INT8)
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, which is not here")
@@ -87,20 +87,20 @@ def test_codes_and_scales_follow_the_recipe(weight: torch.Tensor, storage: Stora
     largest = LARGEST_CODE[storage]
     scales = (weight.abs().amax(dim=1) / largest).clamp_min(2**-14).half()
     codes = torch.clamp(torch.round(weight / scales.float()[:, None]), -largest - 1, largest)
-    stored = quantise(weight, storage)
+    stored = quantize(weight, storage)
     assert torch.equal(stored.values, codes.to(torch.int8))
     assert torch.equal(stored.scales, scales)
 
 
 @pytest.mark.parametrize("storage", [Storage.INT5, Storage.INT6])
 def test_quotients_next_to_a_half_are_rounded_as_exact_division_rounds_them(storage: Storage) -> None:
-    # Each row holds the float32 neighbours of every (k + 1/2) * scale; multiplying by a float32 reciprocal moves some.
+    # Each row holds the float32 neighbors of every (k + 1/2) * scale; multiplying by a float32 reciprocal moves some.
     largest = LARGEST_CODE[storage]
     scales = torch.arange(1024, 2048)[:, None] / 2**15
     halves = (torch.arange(-largest, largest) + 0.5) * scales
-    neighbours = [torch.nextafter(halves, torch.full_like(halves, towards)) for towards in (-9.0, 9.0)]
-    weight = torch.cat([*neighbours, largest * scales], dim=1)
-    codes = quantise(weight, storage).values
+    neighbors = [torch.nextafter(halves, torch.full_like(halves, toward)) for toward in (-9.0, 9.0)]
+    weight = torch.cat([*neighbors, largest * scales], dim=1)
+    codes = quantize(weight, storage).values
     assert torch.equal(codes, torch.round(weight / scales).to(torch.int8))
 
 
@@ -110,7 +110,7 @@ def test_int8_clips_at_the_percentile(weight: torch.Tensor) -> None:
     clip = torch.quantile(weight.abs(), INT8_PERCENTILE, dim=1)
     scales = (clip / 127).clamp_min(1 / 127)
     codes = torch.round(torch.clamp(weight, -clip[:, None], clip[:, None]) / scales[:, None])
-    stored = quantise(weight, Storage.INT8)
+    stored = quantize(weight, Storage.INT8)
     assert torch.equal(stored.values, codes.to(torch.int8))
     assert torch.equal(stored.scales, scales.half())
 
@@ -119,25 +119,25 @@ def test_int8_takes_a_matrix_too_large_for_torch_quantile() -> None:
     weight = torch.zeros(1100, 16_384)
     weight[:, :2] = torch.tensor([127.0, 100.0])
     # The clip is 127 - 1.6e-6 * 16383 * (127 - 100) = 126.29, and 100 / 126.29 * 127 = 100.56.
-    assert quantise(weight, Storage.INT8).values[:, :3].unique(dim=0).tolist() == [[127, 101, 0]]
+    assert quantize(weight, Storage.INT8).values[:, :3].unique(dim=0).tolist() == [[127, 101, 0]]
 
 
 @settings(deadline=None)
-@given(weight=weights, storage=st.sampled_from(QUANTISED))
-def test_fake_quantise_is_what_export_dequantises(weight: torch.Tensor, storage: Storage) -> None:
-    assert torch.equal(bits(fake_quantise(weight, storage)), bits(quantise(weight, storage).dequantise()))
+@given(weight=weights, storage=st.sampled_from(QUANTIZED))
+def test_fake_quantize_is_what_export_dequantizes(weight: torch.Tensor, storage: Storage) -> None:
+    assert torch.equal(bits(fake_quantize(weight, storage)), bits(quantize(weight, storage).dequantize()))
 
 
 @needs_compiler
-@pytest.mark.parametrize("storage", QUANTISED)
-def test_compiled_fake_quantise_is_what_export_dequantises(storage: Storage) -> None:
+@pytest.mark.parametrize("storage", QUANTIZED)
+def test_compiled_fake_quantize_is_what_export_dequantizes(storage: Storage) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
+    compiled = torch.compile(fake_quantize, fullgraph=True, dynamic=False)
     for seed in range(20):
         weight = random_weight(seed, 48, 333).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             result = compiled(weight, storage)
-        assert torch.equal(bits(result), bits(quantise(weight, storage).dequantise()))
+        assert torch.equal(bits(result), bits(quantize(weight, storage).dequantize()))
         upstream = torch.randn(48, 333)
         result.backward(upstream)
         assert torch.equal(weight.grad, upstream)
@@ -156,80 +156,80 @@ def test_compiled_rounds_halves_as_eager_does(storage: Storage) -> None:
     quotients = torch.cat([torch.arange(-largest, largest) + 0.5, torch.tensor([float(largest)])])
     weight = scales[:, None] * quotients
     torch._dynamo.reset()
-    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
-    assert torch.equal(bits(compiled(weight, storage)), bits(fake_quantise(weight, storage)))
-    codes = quantise(weight, storage).values[0]
+    compiled = torch.compile(fake_quantize, fullgraph=True, dynamic=False)
+    assert torch.equal(bits(compiled(weight, storage)), bits(fake_quantize(weight, storage)))
+    codes = quantize(weight, storage).values[0]
     assert torch.equal(codes, quotients.round().to(torch.int8))
-    assert torch.equal(quantise(weight, storage).scales, scales.half())
+    assert torch.equal(quantize(weight, storage).scales, scales.half())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("storage", QUANTISED)
-def test_cuda_quantises_as_the_cpu_does(storage: Storage) -> None:
+@pytest.mark.parametrize("storage", QUANTIZED)
+def test_cuda_quantizes_as_the_cpu_does(storage: Storage) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(fake_quantise, fullgraph=True, dynamic=False)
+    compiled = torch.compile(fake_quantize, fullgraph=True, dynamic=False)
     for seed in range(20):
         weight = random_weight(seed, 256, 512)
-        expected = bits(quantise(weight, storage).dequantise())
-        assert torch.equal(bits(fake_quantise(weight.cuda(), storage).cpu()), expected)
+        expected = bits(quantize(weight, storage).dequantize())
+        assert torch.equal(bits(fake_quantize(weight.cuda(), storage).cpu()), expected)
         assert torch.equal(bits(compiled(weight.cuda(), storage).cpu()), expected)
 
 
 @settings(deadline=None)
-@given(weight=weights, storage=st.sampled_from(QUANTISED))
+@given(weight=weights, storage=st.sampled_from(QUANTIZED))
 def test_gradient_goes_straight_through(weight: torch.Tensor, storage: Storage) -> None:
     weight.requires_grad_()
     upstream = torch.randn(weight.shape)
-    fake_quantise(weight, storage).backward(upstream)
+    fake_quantize(weight, storage).backward(upstream)
     assert torch.equal(weight.grad, upstream)
 
 
 def test_float16_storage_leaves_the_weight_alone() -> None:
     weight = torch.randn(3, 5, requires_grad=True)
-    assert fake_quantise(weight, Storage.FLOAT16) is weight
-    assert torch.equal(quantise(weight, Storage.FLOAT16).dequantise(), weight.half().float())
+    assert fake_quantize(weight, Storage.FLOAT16) is weight
+    assert torch.equal(quantize(weight, Storage.FLOAT16).dequantize(), weight.half().float())
 
 
 @settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
 def test_error_is_at_most_half_a_scale(weight: torch.Tensor, storage: Storage) -> None:
-    stored = quantise(weight, storage)
-    error = (stored.dequantise() - weight).abs().double()
+    stored = quantize(weight, storage)
+    error = (stored.dequantize() - weight).abs().double()
     # The quotient is rounded to float32 before it is rounded to a code: a relative 2**-24 of up to 31.5.
     assert (error <= stored.scales.double()[:, None] * (0.5 + 2e-6)).all()
 
 
 @settings(deadline=None)
 @given(weight=weights, storage=st.sampled_from([Storage.INT5, Storage.INT6]))
-def test_quantising_a_dequantised_weight_changes_nothing(weight: torch.Tensor, storage: Storage) -> None:
-    once = quantise(weight, storage)
-    twice = quantise(once.dequantise(), storage)
+def test_quantizing_a_dequantized_weight_changes_nothing(weight: torch.Tensor, storage: Storage) -> None:
+    once = quantize(weight, storage)
+    twice = quantize(once.dequantize(), storage)
     assert torch.equal(once.values, twice.values)
     assert torch.equal(once.scales, twice.scales)
 
 
 @settings(deadline=None)
 @given(weight=weights)
-def test_quantising_a_dequantised_int8_weight_again_moves_it_by_at_most_a_scale(weight: torch.Tensor) -> None:
+def test_quantizing_a_dequantized_int8_weight_again_moves_it_by_at_most_a_scale(weight: torch.Tensor) -> None:
     # Codes come from the float32 scale and the clip is below the largest magnitude: not an exact fixed point.
-    once = quantise(weight, Storage.INT8)
-    twice = quantise(once.dequantise(), Storage.INT8)
+    once = quantize(weight, Storage.INT8)
+    twice = quantize(once.dequantize(), Storage.INT8)
     assert (once.values.int() - twice.values.int()).abs().max() <= 1
     assert torch.allclose(once.scales.float(), twice.scales.float(), rtol=2e-3)
 
 
 @settings(max_examples=20, deadline=None)
-@given(storage=st.sampled_from(QUANTISED), cols=st.integers(1, 9))
+@given(storage=st.sampled_from(QUANTIZED), cols=st.integers(1, 9))
 def test_zeros_stay_zeros(storage: Storage, cols: int) -> None:
-    assert not bits(quantise(torch.zeros(4, cols), storage).dequantise()).any()
+    assert not bits(quantize(torch.zeros(4, cols), storage).dequantize()).any()
 
 
-@pytest.mark.parametrize("storage", [*QUANTISED, Storage.FLOAT16])
+@pytest.mark.parametrize("storage", [*QUANTIZED, Storage.FLOAT16])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
 def test_what_cannot_be_stored_is_not_finite(storage: Storage, value: float) -> None:
     weight = torch.ones(3, 4)
     weight[1, 2] = value
-    finite = quantise(weight, storage).dequantise().isfinite().all(dim=1)
+    finite = quantize(weight, storage).dequantize().isfinite().all(dim=1)
     assert finite.tolist() == [True, False, True]
 
 

@@ -1,0 +1,150 @@
+"""Averages of the weights over a run, one of which becomes the final model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.errors import UserError
+
+
+class Moment(NamedTuple):
+    """What an average may ask of a run right after an optimizer step."""
+
+    step: int
+    """Optimizer steps so far."""
+    lr_multiplier: float
+    """The step's learning rates over their initial ones."""
+    faked: bool
+    """Whether the step's forward passes saw fake-quantized weights."""
+
+
+class Average(ABC):
+    """Weights gathered on their own device, in float32, whose average becomes the model when training ends."""
+
+    @abstractmethod
+    def is_due(self, moment: Moment) -> bool:
+        """Whether to take in the weights of this moment."""
+
+    @abstractmethod
+    def add(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Take in weights by name, of any float dtype; a few words for the log where that is worth a line."""
+
+    @abstractmethod
+    def value(self) -> dict[str, Tensor] | None:
+        """The average, float32 by name; None where nothing was taken in."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Bring what was gathered to a device."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+
+    def metrics(self) -> dict[str, float]:
+        """What a dashboard shows of it."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's summary says of it."""
+        return {}
+
+    def missed(self) -> str | None:
+        """What never happened, if something that was asked for did not."""
+        return None
+
+    def describe(self) -> str | None:
+        """A sentence on what it does, for a reader of the run."""
+        return None
+
+
+class SnapshotMean(Average):
+    """The mean of snapshots at regular steps of the warm-down (SWA; Izmailov et al., arXiv 1803.05407).
+
+    Args:
+        start_multiplier: Snapshots are taken while the learning-rate multiplier is under this; 0 for none.
+        every_n_steps: Optimizer steps from one snapshot to the next.
+        only_under_qat: Whether to take snapshots only once late QAT has begun: those from before lie on another grid.
+    """
+
+    def __init__(self, start_multiplier: float = 0.5, every_n_steps: int = 50, only_under_qat: bool = False) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"averaging.every_n_steps is {every_n_steps}; set it to at least 1.")
+        if not 0 <= start_multiplier <= 1:
+            raise UserError(
+                f"averaging.start_multiplier is {start_multiplier}; set a learning-rate multiplier from 0 (none) to 1."
+            )
+        self.start_multiplier = start_multiplier
+        self.every_n_steps = every_n_steps
+        self.only_under_qat = only_under_qat
+        self.num_snapshots = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def is_due(self, moment: Moment) -> bool:
+        """At every n-th step under the multiplier."""
+        if moment.step % self.every_n_steps or moment.lr_multiplier >= self.start_multiplier:
+            return False
+        return moment.faked or not self.only_under_qat
+
+    @torch.no_grad()
+    def add(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Add a snapshot to the sums."""
+        if not self._sums:
+            self._sums = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+        torch._foreach_add_([self._sums[name] for name in weights], [w.float() for w in weights.values()])
+        self.num_snapshots += 1
+        return f"snapshot {self.num_snapshots}"
+
+    def value(self) -> dict[str, Tensor] | None:
+        """The mean."""
+        if not self.num_snapshots:
+            return None
+        return {name: total / self.num_snapshots for name, total in self._sums.items()}
+
+    def to(self, device: torch.device) -> None:
+        """Bring the sums to a device."""
+        self._sums = {name: total.to(device) for name, total in self._sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {"num_snapshots": self.num_snapshots, "sums": self._sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's sums."""
+        self.num_snapshots, self._sums = state["num_snapshots"], state["sums"]
+
+    def metrics(self) -> dict[str, float]:
+        """How many snapshots there are."""
+        return {"phase/snapshots": float(self.num_snapshots)}
+
+    def summary(self) -> dict[str, Any]:
+        """How many snapshots the model is the mean of."""
+        return {"snapshots_averaged": self.num_snapshots}
+
+    def missed(self) -> str | None:
+        """That no snapshot came."""
+        if not self.start_multiplier or self.num_snapshots:
+            return None
+        under_qat = " under QAT" if self.only_under_qat else ""
+        return (
+            f"no snapshot was averaged: no multiple of {self.every_n_steps} steps came{under_qat} with the "
+            f"learning-rate multiplier under {self.start_multiplier}"
+        )
+
+    def describe(self) -> str | None:
+        """When snapshots are taken."""
+        if not self.start_multiplier:
+            return None
+        return (
+            f"The model is the mean of snapshots every {self.every_n_steps} steps while the learning-rate multiplier "
+            f"is under {self.start_multiplier:g}"
+        ) + (", late QAT having begun." if self.only_under_qat else ".")

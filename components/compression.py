@@ -1,0 +1,22 @@
+"""The zstandard package, or a sentence about its absence."""
+
+from types import ModuleType
+
+from components.errors import UserError
+
+ZSTD_LEVEL = 22
+
+
+def require_zstandard() -> ModuleType:
+    """The zstandard package.
+
+    Raises:
+        UserError: it is not installed. There is no other compression to fall back on: the files would differ.
+    """
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(
+            "Artifacts need the package zstandard, which is not installed; run `pip install zstandard`."
+        ) from error
+    return zstandard

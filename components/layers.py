@@ -1,0 +1,81 @@
+"""The parts that networks are built of: matrices and tables that know their optimizer group and can fake their storage.
+
+Every module that has parameters of its own says in ``optimizer_groups`` which optimizer group each of them is in, by
+the parameter's name in the module; `components.optimizer` refuses a parameter that no module placed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.quantization import Quantizer
+from components.storage import Storage
+
+RMS_EPS = torch.finfo(torch.float32).eps  # named, because torch's default follows the input's dtype on some versions
+MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialization
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Scale the last dimension to unit root mean square, in the input's dtype."""
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS).to(x.dtype)
+
+
+@runtime_checkable
+class Fakeable(Protocol):
+    """A module whose ``weight`` forward passes can see as an artifact would store it."""
+
+    weight: Tensor
+    fake: tuple[Quantizer, Storage] | None
+    """What forward passes see the weight through; None for the weight itself."""
+
+
+def seen_weight(module: Fakeable) -> Tensor:
+    """The weight that a forward pass computes with, float32 [rows, cols]."""
+    if module.fake is None:
+        return module.weight
+    quantizer, storage = module.fake
+    return quantizer.fake_quantize(module.weight, storage)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias, its float32 weight cast to the input's dtype.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        optimizer_group: The optimizer group of the weight.
+    """
+
+    def __init__(self, in_features: int, out_features: int, optimizer_group: str = "matrices") -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.optimizer_groups = {"weight": optimizer_group}
+        self.fake: tuple[Quantizer, Storage] | None = None
+
+    def reset_parameters(self) -> None:
+        """Orthogonal with gain 1, or torch's default for a matrix with a side under 64."""
+        if min(self.weight.shape) >= MIN_ORTHOGONAL:
+            nn.init.orthogonal_(self.weight)
+        else:
+            super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        return F.linear(x, seen_weight(self).to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """A table of float32 rows, looked up by id."""
+
+    optimizer_groups: ClassVar = {"weight": "embeddings"}
+
+    def __init__(self, num_rows: int, dim: int) -> None:
+        super().__init__(num_rows, dim)
+        self.fake: tuple[Quantizer, Storage] | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [..., dim] of the ids [...]."""
+        return F.embedding(ids, seen_weight(self))

@@ -1,0 +1,72 @@
+"""Float weights as a ``.safetensors`` file: the public names of the tensors, the network's settings in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from components.artifact import MAX_ELEMENTS, Setting
+from components.errors import UserError
+from components.files import read_user_file, write_user_file
+
+MAX_FILE_BYTES = 4 * MAX_ELEMENTS + (1 << 20)
+"""Larger files are refused unread: an artifact could not hold so many values."""
+
+_SETTINGS = "settings"
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatWeights:
+    """What a file holds.
+
+    Attributes:
+        settings: the network's settings; None where the file, written by another program, does not say.
+        weights: float32 weights by name.
+    """
+
+    settings: dict[str, Setting] | None
+    weights: dict[str, Tensor]
+
+
+def write_weights(path: Path, settings: Mapping[str, Setting], weights: Mapping[str, Tensor]) -> None:
+    """Write float32 weights and the network's settings, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
+    metadata = {"format": "pt", _SETTINGS: json.dumps(dict(settings), sort_keys=True)}
+    write_user_file(path, safetensors.torch.save(tensors, metadata))
+
+
+def read_weights(path: Path) -> FloatWeights:
+    """Read what `write_weights` or another program wrote.
+
+    Raises:
+        UserError: the file cannot be read, is no such file, or holds something other than float weights.
+    """
+    remedy = "give a .safetensors file of float weights"
+    data = read_user_file(path, MAX_FILE_BYTES)
+    try:
+        weights = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        written = header.get("__metadata__", {}).get(_SETTINGS)
+        settings = None if written is None else json.loads(written)
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a sound .safetensors file; {remedy}.") from error
+    if settings is not None and not (
+        isinstance(settings, dict) and all(isinstance(value, Setting) for value in settings.values())
+    ):
+        raise UserError(f"The settings in the metadata of {path} are not a network's; {remedy}.")
+    strangers = [name for name, weight in weights.items() if weight.dtype not in _FLOATS]
+    if strangers:
+        raise UserError(f"{path} holds {strangers[0]} as {weights[strangers[0]].dtype}; {remedy}.")
+    return FloatWeights(settings, {name: weight.float() for name, weight in weights.items()})
