@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 
 from components.errors import UserError
@@ -30,7 +31,7 @@ class Scoring:
     label: str
     val_loss: Figure
     val_bpb: Figure
-    seconds: float | None
+    seconds: Figure | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TrainLog:
     losses: dict[int, float] = field(default_factory=dict)
     validations: dict[int, float] = field(default_factory=dict)
     step_stop: int | None = None
-    train_seconds: float | None = None
+    train_seconds: Figure | None = None
     train_seconds_within: float = 0.0
     world_size: int | None = None
     device: str | None = None
@@ -114,9 +115,9 @@ class _Gathered:
         self.validations: dict[int, float] = {}
         self.counts: dict[str, int] = {}
         self.device: str | None = None
-        self.stop: tuple[float, float] | None = None
+        self.stop: tuple[Figure, float] | None = None
         self.scorings: dict[str, Scoring] = {}
-        self.total_seconds: float | None = None
+        self.total_seconds: Figure | None = None
 
     def read(self, line: str) -> None:
         """Take what one line says."""
@@ -126,11 +127,11 @@ class _Gathered:
         if found := _STEP.match(line):
             self._read_step(int(found[1]), found)
         elif found := _STOP.match(line) or _OUR_STOP.match(line):
-            self._stop(int(found["step"]), float(found["time"]), found["unit"])
+            self._stop(int(found["step"]), found["time"], found["unit"])
         elif found := _SCORING.match(line):
             self._read_scoring(found)
         elif found := _TOTAL_SCORING.match(line):
-            self.total_seconds = float(found[1])
+            self.total_seconds = Figure(found[1])
         elif found := _RANKS.match(line):
             self.device = found[1]
 
@@ -163,23 +164,29 @@ class _Gathered:
         if found["val"] is not None:
             self.validations[step] = float(found["val"])
         if found["time"] is not None and found["of"] == found[1]:  # the last of the steps that were to be
-            self._stop(step, float(found["time"]), found["unit"])
+            self._stop(step, found["time"], found["unit"])
         self.counts["step_stop"] = step
 
-    def _stop(self, step: int, time: float, unit: str) -> None:
+    def _stop(self, step: int, time: str, unit: str) -> None:
         self.counts["step_stop"] = step
-        self.stop = (time * 60 if unit == "m" else time / 1000 if unit == "ms" else time, _WITHIN.get(unit, 0.0))
+        self.stop = (_in_seconds(time, unit), _WITHIN.get(unit, 0.0))
 
     def _read_scoring(self, found: re.Match[str]) -> None:
         label = found["label"].strip().removesuffix("_exact")
-        seconds = found["seconds"] or found["milliseconds"]
+        time, unit = (found["seconds"], "s") if found["seconds"] else (found["milliseconds"], "ms")
         known = self.scorings.pop(label, None)  # the same again with more digits
         self.scorings[label] = Scoring(
             label,
             Figure(found["loss"]),
             Figure(found["bpb"]),
-            float(seconds) / (1 if found["seconds"] else 1000) if seconds else known.seconds if known else None,
+            _in_seconds(time, unit) if time else known.seconds if known else None,
         )
+
+
+def _in_seconds(time: str, unit: str) -> Figure:
+    """A time with the decimals that its own unit gives it."""
+    factor = {"s": Decimal(1), "ms": Decimal("0.001"), "m": Decimal(60)}[unit]
+    return Figure(str(Decimal(time) * factor))
 
 
 def _named(name: str) -> str:

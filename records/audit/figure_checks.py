@@ -250,7 +250,9 @@ def claims_are_the_logs(case: Case, run: Run) -> str:
 
 
 def _said_by(log: TrainLog, scoring: Scoring | None) -> dict[str, Number | None]:
-    figures: dict[str, Number | None] = {"steps": log.step_stop, "train_seconds": log.train_seconds}
+    figures: dict[str, Number | None] = {"steps": log.step_stop}
+    if not log.train_seconds_within:
+        figures["train_seconds"] = log.train_seconds
     if scoring is not None:
         figures |= {"val_loss": scoring.val_loss, "val_bpb": scoring.val_bpb, "eval_seconds": scoring.seconds}
     if log.float_score is not None:

@@ -100,12 +100,22 @@ def test_a_total_time_is_the_last_scorings_and_a_repeated_score_is_no_other() ->
     assert scorings(log)[-1] == ("quantized_ttt", 1.08079352, 401.5)
 
 
-def test_a_run_to_its_last_step_ends_there_and_one_that_breaks_off_does_not() -> None:
+def test_a_run_to_its_last_step_ends_there() -> None:
     whole = parse_log("step:9000/9000 val_loss:1.9 val_bpb:1.1 train_time:590000ms step_avg:65.56ms\n")
     assert whole.train_seconds == 590.0
     in_minutes = parse_log("9000/9000 train_loss: 1.9 train_time: 9.9m tok/s: 1\n")
     assert in_minutes.train_seconds == pytest.approx(594)
     assert in_minutes.train_seconds_within == 3
+
+
+def test_times_keep_the_decimals_of_their_units() -> None:
+    ours, public = parse_log(OURS), parse_log(PUBLIC)
+    assert ours.train_seconds is not None
+    assert public.train_seconds is not None
+    assert (ours.train_seconds.decimals, public.train_seconds.decimals) == (3, 3)
+
+
+def test_a_run_that_breaks_off_says_no_time() -> None:
     broken = parse_log("step:100/9000 train_loss:1.9 train_time:5000ms step_avg:50.00ms\n")
     assert (broken.step_stop, broken.train_seconds) == (100, None)
 
