@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from records.audit.contained import Ended, Limits, Runner
+from records.audit.contained import Ended, Job, Limits, Runner
 from records.audit.folder import Artifact, Run, Submission
 from records.audit.verdicts import Failed, Unknown, Word, printable
 from records.train_log import TrainLog
@@ -113,7 +113,7 @@ class Case:
     def imported(self) -> Mapping[str, Any]:
         """What the script says of itself when it is imported; ``why_not`` where it cannot be or says nothing."""
         secret = secrets.token_hex(16)
-        ended = self.run_script("import", (), {}, _IMPORT, secret=secret)
+        ended = self.run_script("import", [json.dumps(self._settled())], {}, _IMPORT, secret=secret)
         for line in ended.report.splitlines():
             try:
                 said, report = json.loads(line)
@@ -122,6 +122,11 @@ class Case:
             if said == secret and isinstance(report, dict) and ended.code == 0 and ended.stopped is None:
                 return report
         return {"why_not": ended.stopped or f"it ended without a report ({ended.last_line})"}
+
+    def _settled(self) -> Mapping[str, Any]:
+        """What the artifacts say of the network, for a script of this project's that leaves it to the tokenizer."""
+        exported = [run.artifact for run in self.submission.runs if run.artifact and run.artifact.suffix == ".golf"]
+        return (self.loaded(exported[0]).settings or {}) if self.reading.packed and exported else {}
 
     def run_script(
         self,
@@ -136,7 +141,7 @@ class Case:
         name, _ = self.script()
         command = [sys.executable, "-I", str(_HERE / "stranger.py"), job, name, *arguments]
         doing = printable(f"{job} {name}")
-        return self.box.run(command, {**self.submission.code, **files}, limits, keep, secret, doing)
+        return self.box.run(Job(command, {**self.submission.code, **files}, limits, keep, secret, doing))
 
     def run_own(
         self,
@@ -149,7 +154,7 @@ class Case:
     ) -> Ended:
         """Let this project's code do something with the folder's bytes."""
         command = [sys.executable, "-I", str(_HERE / "own.py"), job, *arguments]
-        return self.box.run(command, files, limits, keep, doing=printable(doing))
+        return self.box.run(Job(command, files, limits, keep, doing=printable(doing)))
 
     def _own(self, job: str, name: str, data: bytes, limits: Limits, doing: str) -> dict[str, Any]:
         ended = self.run_own(job, [name], {name: data}, limits, ["result.json"], doing)

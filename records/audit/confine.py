@@ -79,10 +79,18 @@ def enter_namespaces(folder: str) -> None:
 
 
 def _go_on_in_child() -> None:
-    """Fork; the parent waits and ends as the child does, and the child dies with it."""
+    """Fork; the parent waits and ends as the child does, and the child dies with it.
+
+    The first process of a namespace can be waited for only when all others in it are gone: told to end, the parent
+    ends it and waits, so that nothing is left where the parent is seen to have ended.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child:
+        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGKILL))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os._exit(_wait(child))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

@@ -79,19 +79,32 @@ class Ended:
         return lines[-1] if lines else f"it ended with code {self.code} and said nothing"
 
 
-class Runner(Protocol):
-    """What runs a command in a folder of its own."""
+@dataclass(frozen=True)
+class Job:
+    """What a child is to do.
 
-    def run(
-        self,
-        command: Sequence[str],
-        files: Mapping[str, bytes],
-        limits: Limits,
-        keep: Sequence[str] = (),
-        secret: str = "",
-        doing: str = "",
-    ) -> Ended:
-        """Run it to its end, or to a limit; see `Box.run`."""
+    Attributes:
+        command: a program's path and its arguments.
+        files: what its folder holds at the start, by name.
+        limits: what it may use.
+        keep: names of files to read from its folder in the end.
+        secret: what it finds on its standard input.
+        doing: what to call it where it takes long.
+    """
+
+    command: Sequence[str]
+    files: Mapping[str, bytes]
+    limits: Limits
+    keep: Sequence[str] = ()
+    secret: str = ""
+    doing: str = ""
+
+
+class Runner(Protocol):
+    """What runs a job in a folder of its own."""
+
+    def run(self, job: Job) -> Ended:
+        """Run it to its end, or to a limit."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +140,11 @@ class Box:
             "and disk. It can read what you can read."
         )
 
-    def run(
-        self,
-        command: Sequence[str],
-        files: Mapping[str, bytes],
-        limits: Limits,
-        keep: Sequence[str] = (),
-        secret: str = "",
-        doing: str = "",
-    ) -> Ended:
-        """Run a command to its end, or to a limit.
-
-        Args:
-            command: a program's path and its arguments.
-            files: what its folder holds at the start, by name.
-            limits: what it may use.
-            keep: names of files to read from its folder in the end.
-            secret: what it finds on its standard input.
-            doing: what to call it where it takes long.
-        """
+    def run(self, job: Job) -> Ended:
+        """Run a job to its end, or to a limit."""
         with tempfile.TemporaryDirectory(prefix="audit-", ignore_cleanup_errors=True) as scratch:
             folder = Path(scratch, "work")
-            for name, data in files.items():
+            for name, data in job.files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -159,7 +155,7 @@ class Box:
                 environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
                 environment |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "REPORT": str(writing)}
                 process = subprocess.Popen(
-                    self._wrapped(command, folder, limits),
+                    self._wrapped(job, folder),
                     cwd=folder,
                     env=environment,
                     stdin=subprocess.PIPE,
@@ -171,18 +167,18 @@ class Box:
                 os.close(writing)
                 assert process.stdin is not None
                 with contextlib.suppress(BrokenPipeError), process.stdin:  # where it ended before it read anything
-                    process.stdin.write(f"{secret}\n".encode())
-                output, report, stopped = _watch(process, reading, limits, doing, folder)
+                    process.stdin.write(f"{job.secret}\n".encode())
+                output, report, stopped = _watch(process, reading, job, folder)
             finally:
                 os.close(reading)
-            left = {name: _read_plain(folder / name) for name in keep}
+            left = {name: _read_plain(folder / name) for name in job.keep}
             kept = {name: content for name, content in left.items() if content is not None}
         return Ended(_code(process.returncode), output, stopped, report, kept)
 
-    def _wrapped(self, command: Sequence[str], folder: Path, limits: Limits) -> list[str]:
+    def _wrapped(self, job: Job, folder: Path) -> list[str]:
         confine = [sys.executable, "-I", str(_CONFINE), "--folder", str(folder)]
         confine += ["--namespaces"] if self.way == "namespaces" else []
-        confine += ["--memory", str(limits.memory_bytes), "--file", str(_MAX_FILE_BYTES), "--", *command]
+        confine += ["--memory", str(job.limits.memory_bytes), "--file", str(_MAX_FILE_BYTES), "--", *job.command]
         if self.way != "bubblewrap":
             return confine
         bubble = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/", "/"]
@@ -192,13 +188,11 @@ class Box:
 
 @functools.cache
 def _works(way: str) -> bool:
-    ended = Box(way).run([sys.executable, "-I", "-c", "print('works')"], {}, Limits(seconds=20))
+    ended = Box(way).run(Job([sys.executable, "-I", "-c", "print('works')"], {}, Limits(seconds=20)))
     return ended.code == 0 and ended.output == "works\n"
 
 
-def _watch(
-    process: subprocess.Popen[bytes], reading: int, limits: Limits, doing: str, folder: Path
-) -> tuple[str, bytes, str | None]:
+def _watch(process: subprocess.Popen[bytes], reading: int, job: Job, folder: Path) -> tuple[str, bytes, str | None]:
     """Read what a process says until it ends or breaks a limit; then it is ended, and all that it started."""
     assert process.stdout is not None
     heard = {process.stdout.fileno(): bytearray(), reading: bytearray()}
@@ -216,10 +210,10 @@ def _watch(
             if ended:
                 break
             now = time.monotonic()
-            stopped = _broken(limits, now - started, counted, process.pid, free - shutil.disk_usage(folder).free)
-            if now - said > _PROGRESS_SECONDS and doing:
+            stopped = _broken(job.limits, now - started, counted, process.pid, free - shutil.disk_usage(folder).free)
+            if now - said > _PROGRESS_SECONDS and job.doing:
                 said = now
-                print(f"... {doing}: {now - started:.0f} s", file=sys.stderr, flush=True)
+                print(f"... {job.doing}: {now - started:.0f} s", file=sys.stderr, flush=True)
     _end(process)
     output = heard[process.stdout.fileno()].decode(errors="replace")
     process.stdout.close()

@@ -203,9 +203,8 @@ def _runs(files: Mapping[str, bytes], claims: Claims) -> list[Run]:
             artifact=_artifact(exported[0], files) if len(exported) == 1 else None,
             record=_record(files[recorded[0]]) if len(recorded) == 1 else None,
         )
-        if (
-            taken or recorded or alone
-        ):  # of a seed that is only claimed there is nothing to check; see the check `seeds`
+        # Of a seed that is only claimed there is nothing to check; the check `seeds` says so.
+        if taken or recorded or alone:
             runs.append(run)
     for name in left:
         artifact = _artifact(name, files) if name in artifacts else None

@@ -1,7 +1,9 @@
 """What the audit lets a script that it audits do in a child: be imported, build its network, score an artifact.
 
-    python -I stranger.py import SCRIPT
+    python -I stranger.py import SCRIPT SETTINGS
     python -I stranger.py run SCRIPT ARGUMENTS...
+
+SETTINGS, as JSON, are those of the network that a script of this project's leaves to the tokenizer.
 
 The script runs in this process and can say whatever it likes in this process's name: all that comes from here is the
 script's word. The report goes to the descriptor that REPORT names, behind a secret that the audit gave on standard
@@ -52,12 +54,14 @@ def import_script(path):  # type: ignore[no-untyped-def]
     return module
 
 
-def build_network(script):  # type: ignore[no-untyped-def]
+def build_network(script, settled):  # type: ignore[no-untyped-def]
     """The script's network and its settings: of this project's configuration, or of a foreign script's classes."""
     if hasattr(script, "SOURCES"):
         gpt = importlib.import_module("components.gpt")
         settings = importlib.import_module("yaml").safe_load(script.CONFIG)["model"]
+        settings = {name: settled.get(name) if value is None else value for name, value in settings.items()}
         settings = {name: value for name, value in settings.items() if name not in ("compile", "optimizer")}
+        settings = {name: value for name, value in settings.items() if value is not None}
         return gpt.GPT(gpt.GPTConfig(**settings)), settings
     if not hasattr(script, "GPT") or not hasattr(script, "Hyperparameters"):
         raise LookupError("the script has no classes GPT and Hyperparameters")
@@ -70,7 +74,7 @@ def build_network(script):  # type: ignore[no-untyped-def]
     return script.GPT(**settings), settings
 
 
-def report_import(path: str) -> dict:
+def report_import(path: str, settled: str) -> dict:
     """Seconds to import, the network's settings, its parameters, and its loss on random ids; or why not."""
     started = time.perf_counter()
     used = stand_in()
@@ -86,7 +90,7 @@ def report_import(path: str) -> dict:
     try:
         torch = importlib.import_module("torch")
         torch.manual_seed(0)
-        network, settings = build_network(script)
+        network, settings = build_network(script, json.loads(settled))
         report["settings"] = settings
         report["num_params"] = sum(p.numel() for p in network.parameters())
         ids = torch.randint(settings["vocab_size"], (2, 257))

@@ -15,8 +15,8 @@ from components.gpt import GPTConfig
 from datamodules.shards import open_shard
 from datamodules.tokenizer import load_tokenizer
 from records.audit.case import Case
-from records.audit.checks import audit
-from records.audit.contained import Box, Ended, Limits
+from records.audit.checks import GROUPS, audit, judge
+from records.audit.contained import Box, Ended, Job
 from records.audit.folder import read_folder
 from records.audit.verdicts import Verdict
 from tests.support import TINY, recipe_stored, tiny_network, write_shard
@@ -58,29 +58,22 @@ class RememberingBox:
         self.box = Box.of_this_machine()
         self.ended: dict[Any, tuple[str, Ended]] = {}
 
-    def run(
-        self,
-        command: Sequence[str],
-        files: Mapping[str, bytes],
-        limits: Limits,
-        keep: Sequence[str] = (),
-        secret: str = "",
-        doing: str = "",
-    ) -> Ended:
-        key = (tuple(command), tuple(sorted(files.items())), tuple(keep), limits)
+    def run(self, job: Job) -> Ended:
+        key = (tuple(job.command), tuple(sorted(job.files.items())), tuple(job.keep), job.limits)
         if key not in self.ended:
-            self.ended[key] = secret, self.box.run(command, files, limits, keep, secret, doing)
-        first_secret, ended = self.ended[key]
-        return replace(ended, report=ended.report.replace(first_secret.encode(), secret.encode())) if secret else ended
+            self.ended[key] = job.secret, self.box.run(job)
+        first, ended = self.ended[key]
+        return replace(ended, report=ended.report.replace(first.encode(), job.secret.encode())) if first else ended
 
 
 BOX = RememberingBox()
+CHECKS = {check.name: check for group in GROUPS for check in group}
 
 
 class NoBox:
     """For audits that need no child: none may be started."""
 
-    def run(self, *arguments: Any, **keywords: Any) -> Ended:
+    def run(self, job: Job) -> Ended:
         raise AssertionError("a child was started")
 
 
@@ -90,6 +83,13 @@ def case_of(folder: Path, data: Path | None = None, box: Any = BOX, baseline: Se
 
 def verdicts_of(folder: Path, data: Path | None = None, **settings: Any) -> dict[str, Verdict]:
     return {verdict.name: verdict for verdict in audit(case_of(folder, data, **settings))}
+
+
+def verdict_of(name: str, folder: Path, data: Path | None = None) -> Verdict:
+    """One verdict, of the folder or of seed 42, without what the others need."""
+    check, case = CHECKS[name], case_of(folder, data)
+    runs = [run for run in case.submission.runs if run.seed == 42]
+    return judge(check, case, runs[0] if check.of_run else None)
 
 
 def small_data(corpus: Path, data: Path) -> Path:

@@ -9,10 +9,11 @@ import pytest
 from components.artifact import read_artifact, write_artifact
 from components.public_artifact import write_public_artifact
 from datamodules.shards import open_shard
-from records.audit.checks import GROUPS, judge
+from records.audit.checks import judge
 from records.audit.figure_checks import significance
-from records.audit.verdicts import Failed, State, Verdict, Word
+from records.audit.verdicts import Failed, State, Word
 from tests.records.audit.support import (
+    CHECKS,
     IDS,
     SCRIPT,
     SCRIPT_PARAMS,
@@ -25,40 +26,11 @@ from tests.records.audit.support import (
     edit_result,
     edit_text,
     remove,
-    verdicts_of,
+    verdict_of,
 )
 from tests.support import GOLDEN, SAMPLE, needs_golden, needs_sample, write_shard
 
-CHECKS = {check.name: check for group in GROUPS for check in group}
 SCRIPTS_OWN = {"script imports", "network", "initial loss", "script's own score"}
-
-
-def verdict_of(name: str, folder: Path, data: Path | None = None) -> Verdict:
-    """The one verdict, without what it does not need."""
-    check, case = CHECKS[name], case_of(folder, data)
-    [run] = [run for run in case.submission.runs if run.seed == 42] if check.of_run else [None]
-    return judge(check, case, run)
-
-
-def test_a_sound_submission_passes_every_line_that_is_not_the_scripts(folder: Path, data: Path) -> None:
-    edit_json("submission.json", baseline_val_losses=[70, 70.01])(folder)
-    verdicts = verdicts_of(folder, data)
-    others = {v.check: (v.state, v.detail) for v in verdicts.values() if v.state != State.PASS}
-    assert others.pop("network")[0] == State.FAIL  # the log is of the artifact's network, not of the script's
-    assert "one seed" in others.pop("significance")[1]
-    assert "has no command that is known" in others.pop("script's own score")[1]
-    assert {name.partition(":")[0] for name in others} == {"look"}
-    assert all("nothing was seen" in detail for _, detail in others.values())
-
-
-def better_score_everywhere(folder: Path) -> None:
-    """Claims, log and record agree on a score that the artifact does not reach."""
-    record = json.loads((folder / "run_seed42.json").read_text())
-    better = record["val_bpb"] - 0.01
-    edit_json("run_seed42.json", val_bpb=better)(folder)
-    edit_result(val_bpb=better)(folder)
-    edit_log("artifact", f"artifact val_loss {record['val_loss']:.8f} val_bpb {better:.8f} scored in 70.287 s")(folder)
-    edit_json("submission.json", val_bpb=better)(folder)
 
 
 def damage(folder: Path) -> None:
@@ -133,7 +105,6 @@ SPOILED = [
     ("artifact loads", edit_json("submission.json", num_params=7), "but submission.json says 7"),
     ("artifact loads", describe(logit_softcap=20.0), "logit_softcap is 20.0 in model_seed42.golf and 30.0"),
     pytest.param("artifact loads", describe(num_layers=1), "Unexpected key", marks=pytest.mark.slow),
-    ("score recomputed", better_score_everywhere, "recomputed in 32-true, claimed"),
     ("score recomputed", damage, "is damaged"),
     ("logged bytes", log_more_bytes, "16,000,100 of 16,000,000 bytes"),
     ("logged bytes", edit_result(bytes_total=16_000_001), "16,000,001 are claimed"),
@@ -275,27 +246,6 @@ def compressed_later(folder: Path) -> None:
 def test_what_could_not_be_checked_is_said(line: str, spoil: Edit, detail: str, folder: Path) -> None:
     spoil(folder)
     verdict = verdict_of(line, folder)
-    assert verdict.state == State.UNKNOWN, verdict
-    assert detail in verdict.detail
-
-
-@pytest.mark.parametrize(
-    ("spoil", "detail"),
-    [
-        (edit_json("run_seed42.json", tokens_scored=5), "targets of this data, where the run scored 5"),
-        (edit_result(val_bpb=None), "and no claim to compare"),
-        pytest.param(
-            edit_json("run_seed42.json", scoring_max_tokens=IDS),
-            f"but both of the first {IDS} ids only",
-            marks=pytest.mark.slow,
-        ),
-        (remove("run_seed42.json"), "neither record nor script says how it scores"),
-        (remove("model_seed42.golf"), "holds no artifact"),
-    ],
-)
-def test_a_score_that_decides_nothing_is_said(spoil: Edit, detail: str, folder: Path, data: Path) -> None:
-    spoil(folder)
-    verdict = verdict_of("score recomputed", folder, data)
     assert verdict.state == State.UNKNOWN, verdict
     assert detail in verdict.detail
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from records.audit.contained import Box, Ended, Limits
+from records.audit.contained import Box, Ended, Job, Limits
 
 WAYS = [box for box in map(Box, ("bubblewrap", "namespaces", "limits")) if box.works()]
 CONTAINED = [box for box in WAYS if box.way != "limits"]
@@ -23,7 +23,7 @@ def run(
     box: Box, code: str, files: dict[str, bytes] | None = None, keep: tuple[str, ...] = (), **limits: float
 ) -> Ended:
     command = [sys.executable, "-I", "-c", code]
-    return box.run(command, files or {}, Limits(**{"seconds": 30, **limits}), keep, "a secret")  # type: ignore[arg-type]
+    return box.run(Job(command, files or {}, Limits(**{"seconds": 30, **limits}), keep, "a secret"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("way", ["bubblewrap", "namespaces"])

@@ -6,19 +6,34 @@ from pathlib import Path
 import pytest
 
 from records.audit import model_checks
-from records.audit.checks import GROUPS, audit, judge
+from records.audit.checks import audit, judge
 from records.audit.contained import Limits
 from records.audit.verdicts import State, Verdict, Word
 from tests.records.audit.support import (
+    CHECKS,
+    IDS,
     Edit,
     case_of,
     edit_json,
     edit_log,
     edit_result,
     remove,
+    verdict_of,
+    verdicts_of,
 )
 
-CHECKS = {check.name: check for group in GROUPS for check in group}
+
+def test_a_sound_submission_passes_every_line_that_is_not_the_scripts(folder: Path, data: Path) -> None:
+    edit_json("submission.json", baseline_val_losses=[70, 70.01])(folder)
+    verdicts = verdicts_of(folder, data)
+    others = {v.check: (v.state, v.detail) for v in verdicts.values() if v.state != State.PASS}
+    assert others.pop("network")[0] == State.FAIL  # the log is of the artifact's network, not of the script's
+    assert "one seed" in others.pop("significance")[1]
+    assert "has no command that is known" in others.pop("script's own score")[1]
+    assert {name.partition(":")[0] for name in others} == {"look"}
+    assert all("nothing was seen" in detail for _, detail in others.values())
+
+
 FORGED = {"val_bpb": 0.5, "val_loss": 0.5, "tokens_scored": 699, "precision": "32-true"}
 REPORT = {"seconds": 0.1, "settings": {"vocab_size": 1024}, "num_params": 65536, "initial_loss": 6.93, "num_tensors": 9}
 
@@ -32,6 +47,45 @@ def claim_half(folder: Path) -> None:
         edit_log("artifact", "artifact val_loss 0.50000000 val_bpb 0.50000000 scored in 70.287 s"),
     ):
         edit(folder)
+
+
+def better_score_everywhere(folder: Path) -> None:
+    """Claims, log and record agree on a score that the artifact does not reach."""
+    record = json.loads((folder / "run_seed42.json").read_text())
+    better = record["val_bpb"] - 0.01
+    edit_json("run_seed42.json", val_bpb=better)(folder)
+    edit_result(val_bpb=better)(folder)
+    edit_log("artifact", f"artifact val_loss {record['val_loss']:.8f} val_bpb {better:.8f} scored in 70.287 s")(folder)
+    edit_json("submission.json", val_bpb=better)(folder)
+
+
+def test_a_score_that_all_words_agree_on_is_still_scored(folder: Path, data: Path) -> None:
+    better_score_everywhere(folder)
+    assert verdict_of("claims = log", folder).state == State.PASS
+    verdict = verdict_of("score recomputed", folder, data)
+    assert verdict.state == State.FAIL
+    assert "recomputed in 32-true, claimed" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("spoil", "detail"),
+    [
+        (edit_json("run_seed42.json", tokens_scored=5), "targets of this data, where the run scored 5"),
+        (edit_result(val_bpb=None), "and no claim to compare"),
+        pytest.param(
+            edit_json("run_seed42.json", scoring_max_tokens=IDS),
+            f"but both of the first {IDS} ids only",
+            marks=pytest.mark.slow,
+        ),
+        (remove("run_seed42.json"), "neither record nor script says how it scores"),
+        (remove("model_seed42.golf"), "holds no artifact"),
+    ],
+)
+def test_a_score_that_decides_nothing_is_said(spoil: Edit, detail: str, folder: Path, data: Path) -> None:
+    spoil(folder)
+    verdict = verdict_of("score recomputed", folder, data)
+    assert verdict.state == State.UNKNOWN, verdict
+    assert detail in verdict.detail
 
 
 WRITES_A_SCORE = f"""
@@ -122,7 +176,7 @@ def test_a_script_that_leaves_without_a_report_has_not_been_imported(folder: Pat
 
 def test_a_forged_report_is_the_scripts_word_and_no_more(folder: Path) -> None:
     steal_the_secret(folder)
-    verdict = judge(CHECKS["network"], case_of(folder), None)
+    verdict = verdict_of("network", folder)
     assert verdict.word == Word.SCRIPT
     assert "65,536 parameters" in verdict.detail  # taken at its word, and said to be that
 
@@ -182,7 +236,7 @@ def test_a_script_that_would_wear_the_audit_down_fails(
     limits = Limits(seconds=1 if "pass" in text else 60, memory_bytes=1 << 29)
     monkeypatch.setattr("records.audit.case._IMPORT", limits)
     (folder / "train_gpt.py").write_text(text + "\n")
-    verdict = judge(CHECKS["script imports"], case_of(folder), None)
+    verdict = verdict_of("script imports", folder)
     assert verdict.state == State.FAIL
     assert detail in verdict.detail
 

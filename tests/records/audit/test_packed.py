@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from records import script
-from records.audit.checks import GROUPS, audit, judge
+from records.audit.checks import audit, judge
 from records.audit.script_text import read_script
 from records.audit.verdicts import State
-from tests.records.audit.support import case_of, edit_json, edit_log
+from tests.records.audit.support import CHECKS, case_of, edit_json, edit_log
 from tests.records.conftest import Made
 from tests.support import ROOT
 
-CHECKS = {check.name: check for group in GROUPS for check in group}
 RECORD_PARAMS = 24_730_705
 """Parameters of the public network that the record's configuration describes."""
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from records.audit.checks import GROUPS, judge
+from records.audit.checks import judge
 from records.audit.verdicts import State
-from tests.records.audit.support import case_of, edit_json, edit_log
+from tests.records.audit.support import CHECKS, case_of, edit_json, edit_log, verdict_of
 
-CHECKS = {check.name: check for group in GROUPS for check in group}
 needs_no_kernels = pytest.mark.skipif(
     any(importlib.util.find_spec(name) for name in ("triton", "flash_attn_interface")),
     reason="Triton or FlashAttention is installed here, so nothing stands in for it",
@@ -73,6 +72,6 @@ def test_a_script_of_kernels_is_imported_and_built_and_the_line_says_with_what(f
 @needs_no_kernels
 def test_a_kernel_that_would_be_launched_is_said(folder: Path) -> None:
     (folder / "train_gpt.py").write_text(KERNELS.replace("        x = self.table(ids)", "        kernel[(1,)](ids, 5)"))
-    verdict = judge(CHECKS["initial loss"], case_of(folder), None)
+    verdict = verdict_of("initial loss", folder)
     assert verdict.state == State.UNKNOWN
     assert "needs Triton and a GPU" in verdict.detail
