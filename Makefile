@@ -1,12 +1,12 @@
-# Each target does all of its own set-up; only Python 3.11 or newer is needed.
+# Each target does its own setup; only Python 3.11 or newer is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-# A thread that waits for another gives its core away: spinning, two threads on two cores that anything else wants too
-# were seen to take five times as long.
+# Waiting threads yield their core. With spinning, two threads took five times as long on two cores that another
+# process also used.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
@@ -21,18 +21,18 @@ $(READY): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-setup: $(READY) ## make the virtual environment and install the exact versions of requirements.txt
+setup: $(READY) ## create the virtual environment with the exact versions in requirements.txt
 
 demo: $(READY) ## train, quantize, export and score the recipe at a small scale (under 5 minutes on 2 cores)
 	@$(BIN)/python demo.py
 
-demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed, audited, the script run alone
+demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed and audited; then the script, run alone
 	@$(BIN)/python -m records.demo
 
 test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(READY) ## the tests that take longer
+test-slow: $(READY) ## the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(READY) ## ruff and mypy
@@ -40,7 +40,7 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## let ruff fix and format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

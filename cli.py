@@ -24,6 +24,7 @@ from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
 from callbacks.late_qat import LateQAT
+from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
 from callbacks.run_log import RunLog
@@ -46,17 +47,17 @@ from datamodules.tokenizer import load_tokenizer
 from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
-"""Where a class may be named without its module."""
+"""Packages whose classes may be named without their module."""
 
 CodeCounter = Callable[[str], int]
-"""Counts the bytes of code that go with an artifact, given the run's whole configuration as YAML."""
+"""Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
 
 
 class GolfCLI(LightningCLI):
-    """``fit`` and ``validate``, each behavior of a run a section of its own.
+    """The commands ``fit`` and ``validate``; each behavior of a run has its own section of the configuration.
 
     Args:
-        count_code: What counts the code that goes with an artifact.
+        count_code: Counts the code submitted with an artifact.
         settings: As for LightningCLI.
     """
 
@@ -66,21 +67,22 @@ class GolfCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The trainer's methods that are commands, and their arguments that are not options."""
+        """The trainer methods that are commands, each with its arguments that are not options."""
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add a section for each behavior, and say which sections share what."""
+        """Add a section for each behavior, and link what sections share."""
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Schedule, "schedule")
+        parser.add_lightning_class_args(Loops, "loops")
         parser.add_lightning_class_args(LateQAT, "late_qat")
         parser.add_argument(
             "--averaging",
             type=Average | None,
             default=lazy_instance(SnapshotMean),
-            help="How the weights are averaged over the run: a class and its settings, or null for not at all.",
+            help="How the weights are averaged over the run: a class and its settings, or null for no averaging.",
         )
         parser.add_lightning_class_args(Export, "export")
         parser.add_class_arguments(ScoringConfig, "scoring")
@@ -88,7 +90,7 @@ class GolfCLI(LightningCLI):
             Scorer,
             "scorer",
             default=lazy_instance(SlidingWindows),
-            help="How text is scored for a result: a class and its settings.",
+            help="How the run's result is scored: a class and its settings.",
         )
         parser.set_defaults(
             {
@@ -104,7 +106,7 @@ class GolfCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Give ``validate`` alone the options that say which weights to score."""
+        """Give ``validate`` the options that choose which weights to score."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         parser = self._parser("validate")
         parser.add_argument(
@@ -121,7 +123,7 @@ class GolfCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse what cannot be scored or trained on before its settings are read."""
+        """Parse, and refuse conflicting options and unusable checkpoints before anything is built."""
         _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
@@ -130,11 +132,12 @@ class GolfCLI(LightningCLI):
             raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
         last_weights = config.get("last_weights", False)
         if last_weights and given != ["ckpt_path"]:
-            raise UserError("--last_weights true is about a checkpoint; name one with --ckpt_path.")
-        _check_checkpoint(config.ckpt_path, config.averaging is None and not last_weights)
+            raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
+        drops_average = config.averaging is None and not last_weights
+        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
 
     def before_instantiate_classes(self) -> None:
-        """Let the file to score say what network it holds, and refuse a machine that lacks what the run asks for."""
+        """Take the network's settings from the file to score, and refuse a machine that lacks what the run needs."""
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
@@ -153,7 +156,7 @@ class GolfCLI(LightningCLI):
         _take_vocabulary(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that have nothing to set, and put all of them in the order of their stages."""
+        """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
         added = [Signals(), ValidationScore(), Monitor()]
         if init.averaging is not None:
@@ -168,18 +171,18 @@ class GolfCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Tell the export what counts the code of this configuration."""
+        """Give the export a counter of this configuration's code."""
         text = self._parser("fit").dump(self.config.fit, skip_none=False)
         find(self.trainer, Export).count_code = lambda: self.count_code(text)
 
     def before_validate(self) -> None:
-        """Load the weights of a file."""
+        """Load the weights of the file to score."""
         if self.weights is not None:
             config = self.config.validate
             load_weights(self.model.network, self.weights, config.artifact or config.weights)
 
     def after_fit(self) -> None:
-        """Fail, with everything saved, where the result may not be submitted."""
+        """Fail if the result is too large to submit; everything is saved already."""
         excess = find(self.trainer, Export).excess()
         if excess:
             raise UserError(excess)
@@ -190,9 +193,9 @@ def _attribute(name: str) -> Callable[[object], Any]:
 
 
 def _import_named_classes(words: list[str]) -> None:
-    """Import the project's modules that define a class which the command line or a configuration file names.
+    """Import the project's modules whose classes the command line or a configuration file names.
 
-    The parser knows the short names of imported classes only.
+    The parser resolves the short names of imported classes only.
     """
     text = "\n".join(words)
     for word in words:
@@ -216,7 +219,7 @@ def _check_network(settings: dict[str, Any], source: str) -> None:
 
 
 def _take_vocabulary(config: Any) -> None:
-    """Let the tokenizer say what the configuration or the file to score leaves open, and refuse another vocabulary."""
+    """Fill in what the settings leave open from the tokenizer, and refuse a tokenizer of another vocabulary size."""
     tokenizer = load_tokenizer(config.data.tokenizer_path, config.model.vocab_size)
     config.model.vocab_size = len(tokenizer)
     if config.model.bos_id is None:
@@ -244,11 +247,12 @@ def _check_runs_folder(trainer: Any) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
-            f"The runs folder {folder} cannot be made or written to; set trainer.default_root_dir to one that can."
+            f"The runs folder {folder} cannot be created or written to; set trainer.default_root_dir to a folder that "
+            "can."
         )
 
 
-def _check_checkpoint(path: str | None, drops_average: bool) -> None:
+def _check_checkpoint(path: str | None, drops_average: bool, may_score_last: bool) -> None:
     if path is None:
         return
     remedy = "give --ckpt_path a .ckpt file that a fit saved"
@@ -256,15 +260,16 @@ def _check_checkpoint(path: str | None, drops_average: bool) -> None:
         raise UserError(f"There is no checkpoint file {path}; {remedy}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what torch.load raises on malformed bytes is not documented, and is many things
+    except Exception as error:  # torch.load raises many undocumented types on malformed bytes
         raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
     average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
     if average is not None and drops_average:
+        otherwise = ", or --last_weights true to score the last weights" if may_score_last else ""
         raise UserError(
-            f"{path} holds an average of weights and the configuration has none; give --averaging {average['kind']}, "
-            "or --last_weights true to score what training ended with."
+            f"{path} holds averaged weights, but the configuration has no averaging; give --averaging "
+            f"{average['kind']}{otherwise}."
         )
 
 
@@ -275,11 +280,11 @@ def _count_packed(config: str) -> int:
 
 
 def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
-    """Run a command; what a user can mend ends in one sentence and exit code 1.
+    """Run a command; an error that the user can fix ends in one sentence and exit code 1.
 
     Args:
         args: The command and its options; those of the process if None.
-        count_code: What counts the code that goes with an artifact; by default that of the packed script.
+        count_code: Counts the code submitted with an artifact; by default the packed script.
     """
     try:
         return GolfCLI(
@@ -295,7 +300,7 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
     except ValueError as error:
-        # The parser wraps what a class refuses where the setting may also be null.
+        # The parser wraps the error of a class if its setting may also be null.
         if not isinstance(error.__cause__, UserError):
             raise
         sys.exit(f"error: {error.__cause__}")

@@ -25,11 +25,11 @@ RUNS = Path("runs/demo")
 def main() -> None:
     """Build the corpus, train and export, score the file in a fresh process, and compare."""
     started = time.perf_counter()
-    _say("Corpus: this Python's own documentation and sources")
+    _heading("Corpus: Python's own documentation and sources")
     build_corpus(DATA)
-    _say("Fit: train, switch to late QAT, average, export, score")
+    _heading("Fit: train, switch to late QAT, average, export, score")
     fitted = _run("fit", RUNS)
-    _say("Validate: score the exported file alone, in a fresh process")
+    _heading("Validate: score the exported file in a fresh process")
     validated = _run("validate", RUNS / "validate", "--artifact", fitted["artifact"])
     if abs(validated["val_bpb"] - fitted["val_bpb"]) > 1e-6:
         sys.exit(
@@ -39,8 +39,8 @@ def main() -> None:
     print(_table(fitted, validated, _scored_text(fitted["tokens_scored"]), time.perf_counter() - started))
 
 
-def _say(what: str) -> None:
-    print(f"\n== {what}", flush=True)
+def _heading(title: str) -> None:
+    print(f"\n== {title}", flush=True)
 
 
 def _run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
@@ -77,15 +77,15 @@ def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, secon
         ("bits per byte before export", f"{fitted['pre_quant_val_bpb']:.4f}"),
         ("bits per byte after export, fresh process", f"{validated['val_bpb']:.4f}"),
         (f"bits per byte of zstd -22 on the same {len(text):,} bytes", f"{zstd:.4f}"),
-        ("bits per byte of xz -9e on them", f"{xz:.4f}"),
+        ("bits per byte of xz -9e on the same bytes", f"{xz:.4f}"),
         ("artifact", f"{fitted['bytes_model']:,} bytes for {fitted['num_params']:,} parameters"),
         ("optimizer steps", f"{fitted['step_stop']} in {fitted['wallclock_seconds']:.1f} s"),
-        ("of them under late QAT", f"{fitted['qat_steps']} from step {fitted['qat_start_step']}"),
+        ("steps under late QAT", f"{fitted['qat_steps']} from step {fitted['qat_start_step']}"),
         ("snapshots averaged", str(fitted["snapshots_averaged"])),
         ("artifact file", fitted["artifact"]),
         ("summary", str(fitted["log_folder"] / "summary.json")),
         ("TensorBoard logs", f"{fitted['log_folder']} (make tensorboard)"),
-        ("time in all", f"{seconds:.0f} s"),
+        ("total time", f"{seconds:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

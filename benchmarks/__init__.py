@@ -1,1 +1,1 @@
-"""What it costs: each runs by itself (``python -m benchmarks.NAME``), results beside them with the machine's name."""
+"""Benchmarks: each runs by itself (``python -m benchmarks.NAME``) and saves results under the machine's name."""

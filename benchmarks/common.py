@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, times of things in turn, a table, and a result file."""
+"""Shared by the benchmarks: the machine's name, interleaved timing, a text table, and a result file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """The chip's own name."""
+    """The chip's name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
@@ -49,7 +49,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each work; they take turns, so that a machine's ups and downs meet them all alike."""
+    """Median seconds of each task; they take turns, so that the machine's ups and downs affect all of them alike."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -60,39 +60,50 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second of a large matrix product, in the type that training's products have."""
+    """Floating-point operations per second of a large matrix product, in the dtype of training's products."""
     size, dtype = (8192, torch.bfloat16) if device().type == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
     return 2 * size**3 / in_turn({"product": lambda: torch.mm(a, b)}, repeats=10)["product"]
 
 
+def in_linears(module: nn.Module) -> int:
+    """Weights of the linear layers in a module."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, Linear))
+
+
 def products_per_token(config: GPTConfig, seq_len: int) -> float:
-    """Floating-point operations of a token's forward pass in matrix products and causal attention; training has 3."""
+    """Floating-point operations per token of a forward pass, in matrix products and causal attention.
+
+    A looped layer counts as often as the looped order runs it.
+    """
     with torch.device("meta"):
         network = GPT(config)
-    in_linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, Linear))
+    encoder, decoder = config.layer_order(looping=True)
+    order = encoder + decoder
+    in_linear = sum(in_linears(network.blocks[layer]) for layer in order)
+    in_linear += in_linears(network) - in_linears(network.blocks)
     if config.tie_embeddings:
-        in_linear += network.tok_emb.weight.numel()  # the head; the tables themselves are looked up, not multiplied by
-    attention = 2 * config.num_layers * seq_len * config.model_dim  # queries with keys and values, half of the square
+        in_linear += network.tok_emb.weight.numel()  # the head; the tables are only looked up
+    attention = 2 * len(order) * seq_len * config.model_dim  # queries with keys, then values; half of the square
     return 2 * in_linear + attention
 
 
 def random_network(config: GPTConfig) -> GPT:
-    """A network on the device without zero projections: numbers that are all zero are quicker to multiply."""
+    """A network on the device, without projections that are all zero: zeros may multiply faster."""
     torch.manual_seed(0)
     return GPT(dataclasses.replace(config, output_proj_init="scaled")).to(device())
 
 
 class TrainingStep:
-    """One optimizer step of one micro-batch of random ids, as a rank of eight takes it in the record run.
+    """One optimizer step on one micro-batch of random ids, as one of eight ranks takes it in the record run.
 
-    On a GPU it is autocast to bfloat16, on a CPU it is all float32.
+    It is autocast to bfloat16 on a GPU, and all float32 on a CPU.
 
     Args:
         network: The network to train, compiled or not.
         optimizer: Its optimizer.
-        num_sequences: Sequences of the micro-batch.
-        seq_len: Tokens of a sequence.
+        num_sequences: Sequences in the micro-batch.
+        seq_len: Tokens in a sequence.
     """
 
     def __init__(self, network: GPT, optimizer: torch.optim.Optimizer, num_sequences: int, seq_len: int) -> None:
@@ -107,34 +118,34 @@ class TrainingStep:
         return self.target_ids.numel()
 
     def load(self, span: Tensor) -> None:
-        """Bring a span of ids [tokens + 1] to the device."""
+        """Copy a span of ids [tokens + 1] to the device."""
         span = span.to(device(), non_blocking=True)
         self.input_ids, self.target_ids = span[:-1].view(-1, self.seq_len), span[1:].view(-1, self.seq_len)
 
     def forward(self) -> None:
-        """The mean loss."""
+        """Compute the mean loss."""
         with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
             self.loss = self.network(self.input_ids, self.target_ids).mean()
 
     def backward(self) -> None:
-        """Its gradients."""
+        """Compute its gradients."""
         self.loss.backward()
 
     def update(self) -> None:
-        """Clip them and move the weights."""
+        """Clip the gradients and update the weights."""
         nn.utils.clip_grad_norm_(self.network.parameters(), 0.3)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def __call__(self) -> None:
-        """All three."""
+        """Take the whole step."""
         self.forward()
         self.backward()
         self.update()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of text, the first to the left and the others to the right."""
+    """Columns of text, the first left-aligned and the others right-aligned."""
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join(

@@ -1,11 +1,13 @@
 """What the data path costs: `python -m benchmarks.data [--gigabyte]`.
 
-The stream of one rank and of eight, beside a plain memory copy of the same bytes; preparation, beside bare
-SentencePiece encoding with the same threads; the peak memory of preparing a text and one ten times as long. Whatever is
-compared is measured in turn within one run, and the middle of several measurements counts.
+The stream of one rank and of eight, in order and shuffled, beside a plain memory copy of the same bytes; drawing the
+order of the record's data; preparation, beside bare SentencePiece encoding with the same threads; the peak memory of
+preparing a text and one ten times as long. Whatever is compared is measured in turn within one run, and the middle of
+several measurements counts.
 """
 
 import argparse
+import collections
 import functools
 import itertools
 import json
@@ -16,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,15 +33,19 @@ from datamodules.corpus import standard_library
 from datamodules.documents import read_documents
 from datamodules.prepare import prepare
 from datamodules.shards import shard_name, write_shard
-from datamodules.stream import BATCHES_A_HANDOVER, HANDOVERS_AHEAD, SpanLoader, TokenStream
+from datamodules.shuffled import ShuffledLoader, shuffled_passes
+from datamodules.stream import BATCHES_A_HANDOVER, HANDOVERS_AHEAD, SpanLoader, StreamLoader, TokenStream
 from datamodules.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 1024
 BATCH_TOKENS, MICRO_BATCHES, SEQ_LEN = 786_432, 8, 2048
 """The record's: spans of 98,305 ids."""
-STREAM_IDS = 20_000_000
-SPANS = 400
-REPEATS = 5
+SHARD_IDS = 20_000_000
+NUM_SHARDS = 16
+"""All of them one file, so that eight ranks need not start a second pass, which real data does not have them do."""
+NUM_BATCHES = 400
+REPEATS = 9
+RECORD_SHARDS = [100_000_000] * 128
 NEEDED_TOKENS_PER_SECOND = 1_650_000
 """What one GPU trains on at its fastest."""
 ENCODED_BYTES = 20_000_000
@@ -48,75 +55,91 @@ ROOT = Path(__file__).parents[1]
 class RankBench:
     """Reads, or only copies, what one rank of a world reads."""
 
-    def __init__(self, shard: Path, rank: int, world_size: int) -> None:
-        """Map the shard, and have it in memory."""
-        stream = TokenStream([shard], VOCAB_SIZE)
-        self.loader = SpanLoader(
-            stream,
-            position=0,
-            batch_tokens=BATCH_TOKENS,
-            micro_batches=MICRO_BATCHES,
-            seq_len=SEQ_LEN,
-            rank=rank,
-            world_size=world_size,
-            pin_memory=torch.cuda.is_available(),
-        )
-        self.source = stream.take(0, len(stream)).astype(np.int64)
+    def __init__(self, shards: list[Path], rank: int, world_size: int) -> None:
+        """Map the shards, and have their one file in memory."""
+        stream = TokenStream(shards, VOCAB_SIZE)
+        settings: dict[str, Any] = {
+            "stream": stream,
+            "position": 0,
+            "batch_tokens": BATCH_TOKENS,
+            "micro_batches": MICRO_BATCHES,
+            "seq_len": SEQ_LEN,
+            "rank": rank,
+            "world_size": world_size,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        self.loader = SpanLoader(**settings)
+        self.shuffled = ShuffledLoader(**settings)
+        self.source = stream.take(0, SHARD_IDS).astype(np.int64)
         # As many as the stream has under way, so that the copy does not work in a corner of the cache either.
         num_targets = (HANDOVERS_AHEAD + 2) * BATCHES_A_HANDOVER
-        self.targets = [np.empty(self.loader.span_ids, dtype=np.int64) for _ in range(num_targets)]
+        self.targets = [np.empty(BATCH_TOKENS // MICRO_BATCHES + 1, dtype=np.int64) for _ in range(num_targets)]
 
-    def read(self) -> None:
-        """Take SPANS micro-batches from the stream."""
-        with warnings.catch_warnings(action="ignore"):  # the shard is read several times over
-            for _ in itertools.islice(self.loader, SPANS):
-                pass
+    def read(self, loader: StreamLoader) -> float:
+        """Seconds for NUM_BATCHES micro-batches after the first, with which the reader has started."""
+        with closing(iter(loader)) as batches, warnings.catch_warnings(action="ignore"):  # the data wraps
+            next(batches)
+            return seconds(lambda: collections.deque(itertools.islice(batches, NUM_BATCHES), maxlen=0))
 
-    def copy(self) -> None:
-        """Copy the bytes of SPANS micro-batches from memory to memory."""
-        num_ids = self.loader.span_ids
-        for index in range(SPANS):
-            start = index * num_ids % (len(self.source) - num_ids)
-            np.copyto(self.targets[index % len(self.targets)], self.source[start : start + num_ids])
+    def copy(self) -> float:
+        """Seconds to copy the bytes of NUM_BATCHES micro-batches from memory to memory."""
+        num_ids = len(self.targets[0])
+
+        def copy_all() -> None:
+            for index in range(NUM_BATCHES):
+                start = index * num_ids % (len(self.source) - num_ids)
+                np.copyto(self.targets[index % len(self.targets)], self.source[start : start + num_ids])
+
+        return seconds(copy_all)
 
 
-def run_rank(shard: Path, rank: int, world_size: int, barrier: multiprocessing.synchronize.Barrier, rates: Any) -> None:
-    """Measure one rank among others; the first sends the tokens a second of all together, read and copied."""
-    bench = RankBench(shard, rank, world_size)
-    measured: dict[str, list[float]] = {"read": [], "copy": []}
-
-    def until_all_have(work: Callable[[], None]) -> None:
-        work()
-        barrier.wait()
-
+def run_rank(
+    shards: list[Path], rank: int, world_size: int, barrier: multiprocessing.synchronize.Barrier, times: Any
+) -> None:
+    """Measure one rank among others, and send its seconds for each thing and repetition."""
+    bench = RankBench(shards, rank, world_size)
+    measured: dict[str, list[float]] = {"in_order": [], "shuffled": [], "copy": []}
     for _ in range(REPEATS):
-        for name, work in (("read", bench.read), ("copy", bench.copy)):
+        for name, work in (
+            ("in_order", functools.partial(bench.read, bench.loader)),
+            ("shuffled", functools.partial(bench.read, bench.shuffled)),
+            ("copy", bench.copy),
+        ):
             barrier.wait()
-            elapsed = seconds(functools.partial(until_all_have, work))
-            measured[name].append(world_size * SPANS * (bench.loader.span_ids - 1) / elapsed)
-    if rank == 0:
-        rates.put(measured)
+            measured[name].append(work())
+    times.put(measured)
 
 
-def measure_stream(shard: Path, world_size: int) -> dict[str, float]:
+def measure_stream(shards: list[Path], world_size: int) -> dict[str, float]:
     """Tokens a second of all ranks together, each in its own process."""
     context = multiprocessing.get_context("spawn")
-    barrier, rates = context.Barrier(world_size), context.Queue()
+    barrier, times = context.Barrier(world_size), context.Queue()
     ranks = [
-        context.Process(target=run_rank, args=(shard, rank, world_size, barrier, rates)) for rank in range(world_size)
+        context.Process(target=run_rank, args=(shards, rank, world_size, barrier, times)) for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
-    measured = rates.get(timeout=100)
+    measured = [times.get(timeout=200) for _ in ranks]
     for process in ranks:
         process.join()
-    stream, copy = median(measured["read"]), median(measured["copy"])
+    tokens = world_size * NUM_BATCHES * BATCH_TOKENS // MICRO_BATCHES
+    in_order, shuffled, copy = (
+        tokens / median(max(slowest) for slowest in zip(*(rank[name] for rank in measured), strict=True))
+        for name in ("in_order", "shuffled", "copy")
+    )
     return {
-        "tokens_per_second": stream,
+        "tokens_per_second": in_order,
+        "shuffled_tokens_per_second": shuffled,
         "copy_tokens_per_second": copy,
-        "of_copy": stream / copy,
-        "times_needed": stream / (world_size * NEEDED_TOKENS_PER_SECOND),
+        "of_copy": in_order / copy,
+        "shuffled_of_in_order": shuffled / in_order,
+        "times_needed": in_order / (world_size * NEEDED_TOKENS_PER_SECOND),
     }
+
+
+def measure_drawing() -> float:
+    """Seconds to draw one pass over the record's data, as at the start of a run and at a resume inside the pass."""
+    return median(seconds(lambda: next(shuffled_passes(RECORD_SHARDS, SEQ_LEN, seed=0))) for _ in range(3))
 
 
 @functools.cache
@@ -190,16 +213,21 @@ def main() -> None:
     smaller = 100_000_000 if parser.parse_args().gigabyte else 20_000_000
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shard = folder / shard_name("train", 0)
-        ids = np.random.default_rng(1337).integers(0, VOCAB_SIZE, STREAM_IDS, dtype=np.uint16)
-        write_shard(shard, ids)
+        shards = [folder / shard_name("train", index) for index in range(NUM_SHARDS)]
+        ids = np.random.default_rng(1337).integers(0, VOCAB_SIZE, SHARD_IDS, dtype=np.uint16)
+        write_shard(shards[0], ids)
+        for shard in shards[1:]:
+            shard.symlink_to(shards[0])
         streams = {}
         for world_size in (1, 8):
-            streams[f"{world_size}_ranks"] = stream = measure_stream(shard, world_size)
+            streams[f"{world_size}_ranks"] = stream = measure_stream(shards, world_size)
             print(
                 f"stream, ranks: {world_size}   {stream['tokens_per_second'] / 1e6:8.0f} M tokens/s   "
-                f"{stream['of_copy']:.0%} of a copy   {stream['times_needed']:.0f} times what GPUs need"
+                f"{stream['of_copy']:.0%} of a copy   {stream['times_needed']:.0f} times what GPUs need   "
+                f"shuffled {stream['shuffled_of_in_order']:.0%} of that"
             )
+        drawing = measure_drawing()
+        print(f"drawing an order   {drawing:8.2f} s for {sum(RECORD_SHARDS) // SEQ_LEN:,} sequences")
         preparation = measure_preparation(folder)
         print(
             f"preparation        {preparation['bytes_per_second'] / 1e6:8.1f} MB/s of text   "
@@ -208,7 +236,10 @@ def main() -> None:
         memory = {f"peak_mb_{size // 1_000_000}": peak_memory(size, folder) for size in (smaller, 10 * smaller)}
         growth = max(memory.values()) - min(memory.values())
         print(f"peak memory        {memory}   {growth:.0f} MB more for ten times the text")
-    save("data", {"stream": streams, "preparation": preparation, "preparation_memory": memory})
+    save(
+        "data",
+        {"stream": streams, "drawing_seconds": drawing, "preparation": preparation, "preparation_memory": memory},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Export of the full-size model, beside the public layout in the same run: ``python -m benchmarks.export``."""
+"""Export of the full-size model, compared with the public layout: ``python -m benchmarks.export``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Time quantizing, writing and reading; count the bytes."""
     config = GPTConfig()
     network = random_network(config)
-    with torch.no_grad():  # rows of different sizes, as training leaves them
+    with torch.no_grad():  # rows of different scales, as after training
         for p in network.parameters():
             if p.ndim == 2:
                 p.mul_(torch.exp(0.3 * torch.randn(p.size(0), 1, device=p.device)))

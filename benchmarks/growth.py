@@ -1,7 +1,7 @@
-"""How cost grows with length, depth, width, stride and text: ``python -m benchmarks.growth``.
+"""How cost grows with sequence length, depth, width, stride and text: ``python -m benchmarks.growth``.
 
-Writes its tables into `benchmarks/README.md`. On a GPU compiled and at full size; on a CPU eager, with a
-smaller network, since only the growth within a table is looked at.
+It writes its tables into `benchmarks/README.md`. On a GPU the network is compiled and of full size. On a CPU it is
+eager and smaller, since only the growth within a table matters.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ HEADS = (2, 4, 8, 12)
 HEAD_DIM = 64
 STRIDES = (16, 32, 64, 128, 256, 512)
 LENGTHS = (1, 2, 4, 8)
-"""Validation texts, in units of the shortest."""
+"""Lengths of validation texts, in units of the shortest."""
 
 
 def tokens_per_second(config: GPTConfig, num_tokens: int, seq_len: int) -> float:
-    """Rate of whole optimizer steps of so many tokens."""
+    """Tokens per second of whole optimizer steps of ``num_tokens`` tokens."""
     torch._dynamo.reset()
     network = random_network(config)
     if device().type == "cuda":
@@ -63,18 +63,18 @@ def scoring_seconds(config: GPTConfig, seq_len: int, cases: list[tuple[int, int]
     for length, stride in cases:
         work = functools.partial(SlidingWindows().score, network, batches(length, stride))
         with torch.autocast(device().type, torch.bfloat16, enabled=cuda):
-            SlidingWindows().score(network, batches(seq_len + 65, stride))  # both shapes of batch, warm
+            SlidingWindows().score(network, batches(seq_len + 65, stride))  # warm up both batch shapes
             times.append(seconds(work))
     return times
 
 
 def markdown(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    """A table of two columns, the second to the right."""
+    """A table of two columns, the second right-aligned."""
     return "\n".join(f"| {left} | {right} |" for left, right in (header, ("---", "---:"), *rows))
 
 
 def with_section(readme: str, body: str) -> str:
-    """The README with this text between its two marks."""
+    """The README with this text between its two markers."""
     marked = re.compile(r"(<!-- benchmarks\.growth: begin -->\n).*(<!-- end -->)", re.DOTALL)
     assert len(marked.findall(readme)) == 1, "benchmarks/README.md must have one place for the tables"
     return marked.sub(lambda found: f"{found[1]}{body}\n{found[2]}", readme)
@@ -106,9 +106,8 @@ def main() -> None:
     }
     body = [
         f"On {device_name()}, torch {torch.__version__}: {base.num_layers} layers of width {base.model_dim} unless the "
-        f"table varies it, {num_tokens:,} tokens a step in sequences of {seq_len:,} ({long_tokens:,} where the length "
-        f"varies); scoring of {4 * text:,} tokens in "
-        f"windows of {window:,} at stride 64.",
+        f"table varies it, {num_tokens:,} tokens per step in sequences of {seq_len:,} ({long_tokens:,} where the "
+        f"length varies); scoring of {4 * text:,} tokens in windows of {window:,} at stride 64.",
         *(
             markdown((name, "training, tokens/s"), [(key, f"{rate:,.0f}") for key, rate in part.items()])
             for name, part in parts.items()

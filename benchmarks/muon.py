@@ -1,4 +1,4 @@
-"""One Muon step on the record's matrices, ours beside ``torch.optim.Muon``: ``python -m benchmarks.muon``."""
+"""One Muon step on the record's matrices, ours and ``torch.optim.Muon``'s: ``python -m benchmarks.muon``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def random_matrices(config: GPTConfig) -> list[torch.nn.Parameter]:
 
 
 def optimizers(matrices: list[torch.nn.Parameter]) -> dict[str, Optimizer]:
-    """Ours and torch's."""
+    """Our Muon and torch's."""
     return {
         "ours, batched": Muon(matrices, lr=0.025, momentum=0.95, weight_decay=0.04),
         "torch.optim.Muon": torch.optim.Muon(
@@ -37,7 +37,7 @@ def optimizers(matrices: list[torch.nn.Parameter]) -> dict[str, Optimizer]:
 
 
 def operator_calls(optimizer: Optimizer) -> int:
-    """Operators that one step calls, those that they call themselves not counted."""
+    """Operators that one step calls, not counting those called by other operators."""
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         optimizer.step()
     return sum(
@@ -48,9 +48,9 @@ def operator_calls(optimizer: Optimizer) -> int:
 
 
 def main() -> None:
-    """Compare operator calls and seconds of a step."""
-    # Calls depend on how many matrices and shapes there are, not on their size, and timing all of the full-size ones
-    # would take minutes under torch's Muon on a CPU without bfloat16 instructions.
+    """Compare the operator calls and the time of a step."""
+    # The number of calls depends on the number of matrices and shapes, not on their size. Timing all the full-size
+    # matrices with torch's Muon would take minutes on a CPU without bfloat16 instructions.
     cuda = device().type == "cuda"
     full = GPTConfig()
     narrow = random_matrices(dataclasses.replace(full, model_dim=32, num_heads=2, num_kv_heads=1))

@@ -1,9 +1,9 @@
-"""Lightning's share of a step: ``fit`` beside a bare loop over the same network: ``python -m benchmarks.overhead``.
+"""Lightning's share of a step, ``fit`` against a bare loop over the same network: ``python -m benchmarks.overhead``.
 
-``fit`` runs through the command line with the record's configuration, every callback, logger and the progress bar
-switched on; the bare loop reads the same stream, and trains the same compiled network with the same optimizer, before
-and after it. On a GPU at full size; on a CPU with a small network, so that the host's work stands out. Some steady
-steps of the fit are then profiled, to count what makes the host wait for the device.
+``fit`` runs through the command line with the record's configuration and with every callback, logger and the progress
+bar on. The bare loop runs before and after it, reads the same stream, and trains the same compiled network with the
+same optimizer. The network has full size on a GPU; on a CPU it is small, so that the host's work stands out. A few
+steady steps of each are then profiled, to count what makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from datamodules.shards import find_shards
 from datamodules.stream import SpanLoader, TokenStream
 
 DATA = Path(".cache/demo")
-FIRST, BLOCK, BLOCKS = 20, 50, 8  # the step from which both are timed, in blocks that each hold one that logs
+FIRST, BLOCK, BLOCKS = 20, 50, 8  # both are timed from this step on, in blocks with one logged step each
 LAST = FIRST + BLOCK * BLOCKS
-PROFILED = 10  # steps that follow, none of them one that logs
+PROFILED = 10  # steps after those, none of which is logged
 WAITS = (
     "aten::_local_scalar_dense",
     "cudaDeviceSynchronize",
@@ -38,12 +38,12 @@ WAITS = (
     "cudaEventSynchronize",
     "cudaMemcpy",
 )
-"""What a host calls when it waits; an ``.item()`` is the first, and on a GPU's tensor the third with it."""
+"""Calls that make the host wait; ``.item()`` makes the first, and on a GPU tensor also the third."""
 RECORD_STEP_SECONDS = 0.05
 
 
 class Meter:
-    """The middle time of a block's steps, and what waits in the steps that follow."""
+    """The median step time of a loop's blocks, and the waits in the steps after them."""
 
     def __init__(self) -> None:
         self.waits: dict[str, int] = {}
@@ -52,11 +52,11 @@ class Meter:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the middle block."""
+        """Seconds per step of the median block."""
         return median(b - a for a, b in itertools.pairwise(self._times)) / BLOCK
 
     def after(self, step: int) -> None:
-        """Note that so many steps have been done."""
+        """Take note that ``step`` steps are done."""
         if FIRST <= step <= LAST and (step - FIRST) % BLOCK == 0:
             synchronize()
             self._times.append(time.perf_counter())
@@ -71,7 +71,7 @@ class Meter:
 
 
 class Probe(Callback):
-    """Meter a fit."""
+    """Meter the steps of a fit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def bare(step: TrainingStep, stream: TokenStream) -> Meter:
 
 
 def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter:
-    """A fit of the record's configuration with this network and batch."""
+    """Meter a fit of the record's configuration with this network and batch."""
     overlay = "configs/one_gpu.yaml" if device().type == "cuda" else "configs/cpu.yaml"
     settings = {
         "model.num_layers": config.num_layers,
@@ -143,15 +143,17 @@ def main() -> None:
         fitted = fit(config, num_sequences, seq_len, runs)
     loops.append(bare(step, stream))
     extra = fitted.seconds_per_step - mean(loop.seconds_per_step for loop in loops)
-    print(f"{config.num_layers} layers of width {config.model_dim}, {step.num_tokens:,} tokens a step, {device_name()}")
+    print(
+        f"{config.num_layers} layers of width {config.model_dim}, {step.num_tokens:,} tokens per step, {device_name()}"
+    )
     rows = [
         ("bare loop, before", f"{1000 * loops[0].seconds_per_step:.2f}"),
         ("fit", f"{1000 * fitted.seconds_per_step:.2f}"),
         ("bare loop, after", f"{1000 * loops[1].seconds_per_step:.2f}"),
         ("fit adds", f"{1000 * extra:.2f}"),
-        (f"that is, of a step of {1000 * RECORD_STEP_SECONDS:.0f} ms", f"{extra / RECORD_STEP_SECONDS:.1%}"),
+        (f"as a share of a {1000 * RECORD_STEP_SECONDS:.0f} ms step", f"{extra / RECORD_STEP_SECONDS:.1%}"),
     ]
-    print(table(("a step", "ms"), rows))
+    print(table(("per step", "ms"), rows))
     waits = [(name, loops[0].waits[name], fitted.waits[name]) for name in WAITS]
     print(table((f"waits in {PROFILED} steady steps", "bare", "fit"), waits))
     save(

@@ -1,9 +1,10 @@
-"""What the switch to late QAT costs, by the form that it takes: ``python -m benchmarks.qat_switch``.
+"""What the switch to late QAT costs in each of three forms: ``python -m benchmarks.qat_switch``.
 
-Two graphs: a Python attribute on each linear layer, as in the run, each value with a graph of its own. One graph,
-flag: a tensor on the device chooses between the weight and its fake-quantized value, both always computed. One graph,
-written: fake-quantized values are copied into the weights before the forward pass, and the weights back before the
-optimizer. All are compiled and pass gradients straight through. On a GPU at full size, on a CPU with a layer only.
+Two graphs: a Python attribute on each linear layer, as in the run; each of its values has its own graph. One graph,
+flag: a tensor on the device chooses between the weight and its fake-quantized value, and both are always computed. One
+graph, written: fake-quantized values are copied into the weights before the forward pass, and the weights are restored
+before the optimizer step. All are compiled and use straight-through gradients. The network has full size on a GPU and
+one layer on a CPU.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Switchable(TrainingStep):
     """A training step of two graphs, as in the run."""
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantization from now on, or no more."""
+        """Turn fake quantization on or off."""
         if on:
             self.network.enable_fake_quantization(RULES, Nearest())
         else:
@@ -60,12 +61,12 @@ class Flagged(TrainingStep):
         super().__init__(network, *arguments)
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantization from now on, or no more."""
+        """Turn fake quantization on or off."""
         self.flag.fill_(on)
 
 
 class Written(TrainingStep):
-    """A training step of one graph, whose weights are written over for the forward and backward passes."""
+    """A training step of one graph, whose weights are overwritten for the forward and backward passes."""
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
         self.on = False
@@ -78,11 +79,11 @@ class Written(TrainingStep):
         super().__init__(network, *arguments)
 
     def switch(self, on: bool) -> None:
-        """Train under fake quantization from now on, or no more."""
+        """Turn fake quantization on or off."""
         self.on = on
 
     def forward(self) -> None:
-        """The loss with what stands in the weights."""
+        """Compute the loss, with fake-quantized values in the weights if that is on."""
         if self.on:
             with torch.no_grad():
                 self.saved = [weight.clone() for weight in self.weights]
@@ -91,7 +92,7 @@ class Written(TrainingStep):
         super().forward()
 
     def update(self) -> None:
-        """Put the weights back and move them."""
+        """Restore the weights and update them."""
         if self.on:
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.saved)
@@ -132,14 +133,14 @@ def measure(form: type[Any], config: GPTConfig, num_sequences: int, seq_len: int
 
 def main() -> None:
     """Measure every form, print a table, save."""
-    # A graph out of the cache of an earlier run would make the cold switch look cheap.
+    # A graph from an earlier run's cache would make the cold switch look cheap.
     torch._inductor.config.force_disable_caches = True
     if device().type == "cuda":
         config, num_sequences, seq_len, repeats = GPTConfig(), 48, 2048, 20
     else:
         config, num_sequences, seq_len, repeats = GPTConfig(num_layers=1), 4, 512, 7
     results = {name: measure(form, config, num_sequences, seq_len, repeats) for name, form in FORMS.items()}
-    print(f"{config.num_layers} layers, {num_sequences * seq_len:,} tokens a step, on {device_name()}")
+    print(f"{config.num_layers} layers, {num_sequences * seq_len:,} tokens per step, on {device_name()}")
     header = ("form", "plain alone, ms", "plain, ms", "QAT, ms", "QAT costs", "switch cold, s", "switch warm, s")
     rows = [
         (

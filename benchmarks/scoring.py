@@ -1,7 +1,7 @@
-"""Sliding-window scoring beside the plain way: ``python -m benchmarks.scoring``.
+"""Sliding-window scoring compared with the plain way: ``python -m benchmarks.scoring``.
 
-Plain: every window computes all of its positions and the loss of each, eagerly. Ours: only scored positions after the
-last block's keys and values, eagerly and compiled. The score is the same, to rounding.
+Plain: every window computes all of its positions and the loss of each. Ours: only scored positions are computed after
+the last block's keys and values. Both run eagerly and compiled, and give the same score up to rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STRIDE = 64
 
 
 def main() -> None:
-    """Compare windows a second, and the nats that come out."""
+    """Compare windows per second, and the resulting nats."""
     cuda = device().type == "cuda"
     seq_len, windows_per_batch, num_batches = (2048, 64, 8) if cuda else (1024, 2, 2)
     network = random_network(GPTConfig()).eval()
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"full-size network, windows of {seq_len}, stride {STRIDE}, on {device_name()}")
     print(
         table(
-            ("way", "windows a second", "times plain", "nats a token"),
+            ("way", "windows per second", "times plain", "nats per token"),
             [(n, f"{rates[n]:.2f}", f"{rates[n] / rates['plain, eager']:.2f}", f"{nats[n]:.7f}") for n in ways],
         )
     )

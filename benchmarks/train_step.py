@@ -1,8 +1,8 @@
-"""The training step: how fast, of what the chip could do, in how much memory, and where the time goes.
+"""The training step: its speed, its share of the chip's matrix rate, its memory, and where the time goes.
 
-``python -m benchmarks.train_step``. The record's step beside the same network eager and, on a GPU, compiled under
-torch's own optimizers. On a GPU at full size (98,304 tokens, a rank's share of the record's batch), on a CPU with fewer
-layers and tokens.
+``python -m benchmarks.train_step`` compares the record's step with that of the same network run eagerly and, on a GPU,
+compiled but with torch's own optimizers. On a GPU it runs at full size (98,304 tokens, a rank's share of the record's
+batch), on a CPU with fewer layers and tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.E
 
 
 def torch_optimizer(network: GPT) -> CompositeOptimizer:
-    """The record's groups under torch's own Muon and plain AdamW."""
+    """The record's parameter groups under torch's own Muon and plain AdamW."""
     muon, adamw = build_optimizer(network, OptimizerConfig()).optimizers
     assert isinstance(muon, Muon)
     [matrices] = muon.param_groups
@@ -57,7 +57,7 @@ def torch_optimizer(network: GPT) -> CompositeOptimizer:
 
 
 def kept_for_backward(step: TrainingStep) -> int:
-    """Bytes that a forward pass keeps for the backward one, parameters not counted."""
+    """Bytes that a forward pass keeps for the backward pass, not counting parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in step.network.parameters()}
     kept: dict[int, int] = {}
 
@@ -74,7 +74,7 @@ def kept_for_backward(step: TrainingStep) -> int:
 
 
 def peak_memory(step: TrainingStep) -> int | None:
-    """Most bytes on the GPU during a step, those of the other ways left out; None without a GPU."""
+    """Peak bytes on the GPU during a step, without those of the other variants; None without a GPU."""
     if device().type != "cuda":
         return None
     state = [value for values in step.optimizer.state.values() for value in values.values()]
@@ -86,7 +86,7 @@ def peak_memory(step: TrainingStep) -> int | None:
 
 
 def phases(step: TrainingStep, repeats: int) -> dict[str, float]:
-    """Median seconds of each part of a step by itself, the device idle in between."""
+    """Median seconds of each part of a step by itself, with the device idle in between."""
     pinned = step.span.pin_memory() if device().type == "cuda" else step.span
     parts: dict[str, Callable[[], object]] = {
         "input to device": lambda: step.load(pinned),
@@ -98,7 +98,7 @@ def phases(step: TrainingStep, repeats: int) -> dict[str, float]:
 
 
 def heaviest(step: TrainingStep, num_rows: int) -> list[dict[str, Any]]:
-    """The kernels (on a CPU, operators) that take most of a step's time."""
+    """The kernels (on a CPU, operators) that take the most time in a step."""
     cuda = device().type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
         seconds(step)
@@ -114,7 +114,7 @@ def heaviest(step: TrainingStep, num_rows: int) -> list[dict[str, Any]]:
 
 
 def attention_backends(config: GPTConfig, num_sequences: int, seq_len: int) -> dict[str, float | None]:
-    """Seconds of attention forward and backward in one block, by torch's backend; None where it refuses."""
+    """Seconds of one block's attention, forward and backward, by backend; None if a backend does not support it."""
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     head_dim = config.model_dim // config.num_heads
     shapes = [(num_sequences, heads, seq_len, head_dim) for heads in (config.num_heads, *2 * (config.num_kv_heads,))]
@@ -134,38 +134,41 @@ def attention_backends(config: GPTConfig, num_sequences: int, seq_len: int) -> d
 
 
 def measure(config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, Any]:
-    """Time the ways, and look into the record's."""
+    """Time every variant, and profile the record's."""
 
-    def way(compiled: bool, batched: bool) -> TrainingStep:
+    def variant(compiled: bool, batched: bool) -> TrainingStep:
         network = random_network(config)
         if compiled:
             network.compile(dynamic=False, fullgraph=True)
         optimizer = build_optimizer(network, OptimizerConfig()) if batched else torch_optimizer(network)
         return TrainingStep(network, optimizer, num_sequences, seq_len)
 
-    ways = {"eager": way(compiled=False, batched=True), "as in the record run": way(compiled=True, batched=True)}
-    if device().type == "cuda":  # torch's Muon takes minutes a step on a CPU without bfloat16 instructions
-        ways["compiled, torch's optimizers"] = way(compiled=True, batched=False)
-    times = in_turn(ways, repeats)
-    ours = ways["as in the record run"]
+    variants = {
+        "eager": variant(compiled=False, batched=True),
+        "as in the record run": variant(compiled=True, batched=True),
+    }
+    if device().type == "cuda":  # torch's Muon takes minutes per step on a CPU without bfloat16 instructions
+        variants["compiled, torch's optimizers"] = variant(compiled=True, batched=False)
+    times = in_turn(variants, repeats)
+    ours = variants["as in the record run"]
     return {
         "num_layers": config.num_layers,
         "num_sequences": num_sequences,
         "seq_len": seq_len,
         "seconds": times,
-        "kept_for_backward": {name: kept_for_backward(step) for name, step in ways.items()},
-        "peak_memory": {name: peak_memory(step) for name, step in ways.items()},
+        "kept_for_backward": {name: kept_for_backward(step) for name, step in variants.items()},
+        "peak_memory": {name: peak_memory(step) for name, step in variants.items()},
         "phases": phases(ours, repeats),
         "host_launch_seconds": host_launch(ours) if device().type == "cuda" else None,
         "matrix_rate": matrix_rate(),
-        "step_operations": 3 * products_per_token(config, seq_len) * ours.num_tokens,
+        "step_operations": 3 * products_per_token(config, seq_len) * ours.num_tokens,  # backward takes 2 of the 3
         "attention": attention_backends(config, num_sequences, seq_len),
         "heaviest": heaviest(ours, 15),
     }
 
 
 def host_launch(step: TrainingStep) -> float:
-    """Seconds until the host has launched a step, the device still at work."""
+    """Seconds until the host has launched a step, while the device is still at work."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     step()
@@ -175,7 +178,7 @@ def host_launch(step: TrainingStep) -> float:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables."""
+    """The results as tables."""
     tokens = results["num_sequences"] * results["seq_len"]
     rows = []
     for name, taken in results["seconds"].items():
@@ -195,16 +198,17 @@ def report(results: dict[str, Any]) -> str:
     parts = [(name, f"{1000 * taken:.1f}") for name, taken in results["phases"].items()]
     parts.append(("communication", "none: one process"))
     launch = results["host_launch_seconds"]
-    parts.append(("host, until launched", "not apart on a CPU" if launch is None else f"{1000 * launch:.1f}"))
+    parts.append(("host, until launched", "not measured on a CPU" if launch is None else f"{1000 * launch:.1f}"))
     backends = [
-        (name, "refused" if taken is None else f"{1000 * taken:.1f}") for name, taken in results["attention"].items()
+        (name, "unsupported" if taken is None else f"{1000 * taken:.1f}")
+        for name, taken in results["attention"].items()
     ]
     kernels = [(row["name"][:70], row["calls"], f"{row['ms']:.1f}") for row in results["heaviest"]]
     return "\n\n".join(
         [
             table(header, rows),
             table(("where the time goes", "ms"), parts),
-            table(("attention of one block, both ways", "ms"), backends),
+            table(("attention of one block, forward and backward", "ms"), backends),
             table(("heaviest", "calls", "ms"), kernels),
         ]
     )
@@ -218,8 +222,8 @@ def main() -> None:
         results = measure(GPTConfig(num_layers=3), num_sequences=4, seq_len=512, repeats=5)
     tokens = results["num_sequences"] * results["seq_len"]
     print(
-        f"{results['num_layers']} layers, {tokens:,} tokens a step, on {device_name()}; "
-        f"its matrix rate {results['matrix_rate'] / 1e12:.2f} TFLOP/s\n"
+        f"{results['num_layers']} layers, {tokens:,} tokens per step, on {device_name()}; "
+        f"matrix rate {results['matrix_rate'] / 1e12:.2f} TFLOP/s\n"
     )
     print(report(results))
     save("train_step", results)

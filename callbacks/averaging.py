@@ -1,4 +1,4 @@
-"""Averaging of the weights over a run: the average is the final model."""
+"""Weight averaging over a run: the average becomes the final model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from components.errors import UserError
 
 
 class Averaging(Reporter):
-    """Offer an average the weights of every step, and leave its value in the network when training ends.
+    """Update an average of the weights during training, and load it into the network when training ends.
 
-    A checkpoint holds the last weights, to train on from, and the average so far. Validated, it is its average.
+    A checkpoint holds the last weights, from which training resumes, and the average so far, which ``validate`` scores.
 
     Args:
-        average: What is averaged, and how.
+        average: The average to keep.
         last_weights: Whether ``validate`` scores a checkpoint's last weights instead of their average.
     """
 
@@ -30,13 +30,14 @@ class Averaging(Reporter):
         self.last_weights = last_weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring what a resumed run gathered to where its parameters are."""
+        """Move the average of a resumed run to the parameters' device, and show it the weights it starts from."""
         self.average.to(pl_module.device)
+        self.average.start(dict(network_of(pl_module).named_parameters()))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the weights of a step where that is due."""
+        """Add a step's weights to the average if that is due."""
         if not ends_step(trainer, batch_idx):
             return
         network = network_of(pl_module)
@@ -47,11 +48,11 @@ class Averaging(Reporter):
                 announce(trainer, "averaging", f"{words} at step {trainer.global_step}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the network."""
+        """Load the average into the network."""
         self._apply(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let ``validate`` score a checkpoint's average."""
+        """Load a checkpoint's average for ``validate`` to score."""
         if trainer.state.fn == TrainerFn.VALIDATING and not self.last_weights:
             self._apply(pl_module)
 
@@ -62,38 +63,43 @@ class Averaging(Reporter):
             for name, p in network_of(pl_module).named_parameters():
                 p.copy_(value[name])
 
+    @property
+    def _kind(self) -> str:
+        return f"{type(self.average).__module__}.{type(self.average).__qualname__}"
+
     def state_dict(self) -> dict[str, Any]:
-        """What was gathered, and by what."""
-        return {"kind": type(self.average).__name__, "average": self.average.state_dict()}
+        """The average's class and state."""
+        return {"kind": self._kind, "average": self.average.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Restore the average from a checkpoint.
 
         Raises:
-            UserError: The checkpoint's average is of another kind.
+            UserError: The checkpoint's average is of another class.
         """
-        kind = type(self.average).__name__
-        if state_dict["kind"] != kind:
+        if self.last_weights:
+            return
+        if state_dict["kind"] != self._kind:
             raise UserError(
-                f"The checkpoint holds an average by {state_dict['kind']} and the configuration asks for {kind}; give "
-                f"--averaging {state_dict['kind']}."
+                f"The checkpoint's average is a {state_dict['kind']}, but the configuration asks for {self._kind}; "
+                f"give --averaging {state_dict['kind']}."
             )
         self.average.load_state_dict(state_dict["average"])
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
-        """What the average shows."""
+        """The average's metrics."""
         return self.average.metrics()
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the average says of itself."""
+        """The average's fields in the run summary."""
         return self.average.summary()
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """What the average says did not happen."""
+        """The average's missed phase, if there is one."""
         sentence = self.average.missed()
         return [] if sentence is None else [sentence]
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """What the average did."""
+        """The average's description of itself, if there is one."""
         sentence = self.average.describe()
         return [] if sentence is None else [sentence]

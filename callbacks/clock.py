@@ -1,4 +1,4 @@
-"""The run's one clock: seconds of training that every rank agrees on, and the budget that ends the run."""
+"""The run's only clock: the training time that all ranks agree on, and the budget that ends the run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from callbacks.common import Reporter, Stage, ends_step
 from components.errors import UserError
 
-RECENT_STEPS = 5  # whose longest stands for the next one: few, so that one hiccup does not end the run early
+RECENT_STEPS = 5  # the longest of them estimates the next; few, so that one hiccup does not end the run early
 
 
 class Clock(Reporter):
     """Measure training time, the same on every rank, and stop before the step that would overrun the budget.
 
-    The clock starts when training does, so after whatever an earlier callback's ``on_train_start`` compiled, and
-    stands still during validation. It is read once an optimizer step on rank 0 and broadcast between hosts, without
-    waiting for the device; whatever depends on time depends on this reading, so ranks cannot disagree. On a GPU a
-    reading waits for the step before the last launched one, so one step at most is under way beyond it.
+    The clock starts when training starts, after anything that an earlier callback's ``on_train_start`` compiles, and
+    is paused during validation. Rank 0 reads it once per optimizer step and broadcasts the reading between the hosts,
+    which does not wait for the device. Everything that depends on time uses this reading, so ranks cannot disagree. On
+    a GPU a reading waits for the step before the last launched one, so at most one step is still running.
 
     Args:
-        max_seconds: Budget of training time, in seconds; 0 for none, and then trainer.max_steps ends the run.
-        reserve_seconds: Seconds of the budget that are left for what reads training data after the last step, such as
-            a quantizer's calibration.
+        max_seconds: Budget of training time, in seconds; 0 for no limit, so that trainer.max_steps ends the run.
+        reserve_seconds: Seconds at the end of the budget that are kept for what reads training data after the last
+            step, such as a quantizer's calibration.
     """
 
     stage = Stage.CLOCK
@@ -60,13 +60,13 @@ class Clock(Reporter):
         self.elapsed += seconds
 
     def progress(self, trainer: Trainer) -> float:
-        """Share of the budget for steps that is spent, 0 to 1: of seconds, or of steps where seconds have no limit."""
+        """Fraction of the time for steps spent so far, 0 to 1, or of the steps if seconds are not limited."""
         if self.max_seconds:
             return self.elapsed / self.train_seconds
         return trainer.global_step / trainer.max_steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse an endless run, and open the hosts' own line to each other.
+        """Refuse an endless run, and open a process group between the hosts' CPUs.
 
         Raises:
             UserError: Neither seconds nor steps are limited.
@@ -79,7 +79,7 @@ class Clock(Reporter):
             self._group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start once every rank is ready; stop at once if a resumed run's budget is already spent."""
+        """Start once every rank is ready; stop immediately if a resumed run's budget is already spent."""
         trainer.strategy.barrier("clock start")
         self._resume(trainer)
         if trainer.global_step:
@@ -88,7 +88,7 @@ class Clock(Reporter):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the clock after each optimizer step, and stop if the next would overrun."""
+        """Read the clock after each optimizer step, and stop if the next one would overrun."""
         if not ends_step(trainer, batch_idx):
             return
         self._wait_for_step_before(trainer)
@@ -97,25 +97,25 @@ class Clock(Reporter):
         self._stop_in_time(trainer, max(self._recent))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stand still while a run validates."""
+        """Pause while a fit validates."""
         if trainer.state.fn == TrainerFn.FITTING and self._started is not None:
             self._pause(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on."""
+        """Resume."""
         if trainer.state.fn == TrainerFn.FITTING and self._started is None and not trainer.sanity_checking:
             self._resume(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, all launched work done: the stream is endless, so its epoch ends with the run."""
+        """Stop once all launched work is done: the stream is endless, so its epoch ends with the run."""
         self._pause(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """The elapsed time, from which a resumed run continues."""
         return {"elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's elapsed time."""
+        """Restore the elapsed time from a checkpoint."""
         self.elapsed = state_dict["elapsed"]
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
@@ -123,7 +123,7 @@ class Clock(Reporter):
         return {"elapsed_seconds": self.elapsed}
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of time."""
+        """The run summary's fields about time."""
         return {"wallclock_seconds": self.elapsed, "max_wallclock_seconds": self.max_seconds}
 
     def _read(self) -> float:
@@ -157,9 +157,9 @@ class Clock(Reporter):
         self._last_launched.record()
 
     def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:
-        """Stop if the next step, and the one that may still be under way, would end beyond the budget."""
-        under_way = 0 if self._last_launched is None else 1
-        if self.max_seconds and self.elapsed + (1 + under_way) * step_seconds > self.train_seconds:
+        """Stop if the next step, and the one that may still be running, would end past the budget."""
+        running = 0 if self._last_launched is None else 1
+        if self.max_seconds and self.elapsed + (1 + running) * step_seconds > self.train_seconds:
             trainer.should_stop = True
 
 

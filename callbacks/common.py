@@ -1,8 +1,8 @@
-"""What callbacks ask of a run, and the protocol by which each tells the others what it does."""
+"""What callbacks need from a run, and the protocol by which each reports what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,16 +20,16 @@ CallbackType = TypeVar("CallbackType", bound=Callback)
 
 
 class Stage(IntEnum):
-    """When a callback is called among the others; see `in_order`."""
+    """A callback's place in the calling order; see `in_order`."""
 
     WARMUP = 0
     """Before the clock starts."""
     CLOCK = 1
     SCHEDULE = 2
     TECHNIQUE = 3
-    """What changes how the network trains or what is exported."""
+    """Changes how the network trains or what is exported."""
     OBSERVER = 4
-    """What only reports; a callback that declares no stage is one."""
+    """Only reports; the default for a callback that declares no stage."""
     CHECKPOINT = 5
 
 
@@ -38,8 +38,8 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        tag: what kind of event it is, such as "late QAT".
-        sentence: what happened, for a line of the log.
+        tag: the kind of event, such as "late QAT".
+        sentence: what happened, as a line of the log.
     """
 
     tag: str
@@ -48,12 +48,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Variant:
-    """A form that a technique gives the network in the course of a run: another graph to compile before the clock.
+    """A form that a technique gives the network during a run: another graph to compile before the clock starts.
 
     Attributes:
-        name: what it is called.
-        applied: gives the network that form while the context lasts.
-        scored: whether validations see it too, not only training steps.
+        name: its name in messages.
+        applied: returns a context in which the network has this form.
+        scored: whether validation uses it too, not only training.
     """
 
     name: str
@@ -62,47 +62,47 @@ class Variant:
 
 
 class Reporter(Callback):
-    """A callback that tells the run's observers what it does, whatever it is.
+    """A callback that reports what it does to the run's observers.
 
-    Every method has a default that says nothing. Observers ask all reporters, and know none of them by name.
+    Every method reports nothing by default. Observers query all reporters and know none of them by name.
     """
 
     stage: Stage = Stage.TECHNIQUE
 
     def phase(self, trainer: Trainer) -> str | None:
-        """The phase that it has put the run in, if it has; of several reporters' the last one's shows."""
+        """The phase that it has put the run in, if any; observers show the last reporter's phase."""
         return None
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
-        """What a dashboard shows of it at a logged step, by tag."""
+        """Values that a dashboard shows at a logged step, by tag."""
         return {}
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """Facts for the run's summary, JSON values by field."""
+        """Fields of the run summary, as JSON values."""
         return {}
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """Phases that the run was too short for, a sentence each, without its full stop."""
+        """Phases that the run never reached, one sentence each, without the final period."""
         return []
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """Sentences on what it did to the model, for a reader of the run."""
+        """Sentences that tell a reader what it did to the model."""
         return []
 
     def variants(self, trainer: Trainer, pl_module: LightningModule) -> Sequence[Variant]:
-        """The forms that it will give the network."""
+        """The forms that it will give the network, beside the plain one."""
         return ()
 
 
 class EventListener(Protocol):
-    """A callback that wants to know of events."""
+    """A callback that listens for events."""
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
-        """Take note of an event, on every rank, when it happens."""
+        """Handle an event when it happens; called on every rank."""
 
 
 class RunData(Protocol):
-    """The data module, as callbacks know it."""
+    """The data module as callbacks see it."""
 
     train_batch_tokens: int
 
@@ -111,43 +111,46 @@ class RunData(Protocol):
         """Passes over the training data so far."""
 
     def final_pass(self, title: str) -> ScoringPass:
-        """The scoring that gives a run's result."""
+        """The scoring pass that gives the run's result."""
 
     def example_pass(self) -> ScoringPass:
-        """A scoring of made-up ids, with a batch of every shape that validations have."""
+        """A scoring pass over dummy ids, with one batch of every shape that validation uses."""
 
     def summary(self) -> dict[str, Any]:
-        """The run's record of what it read."""
+        """The run summary's fields about the data that was read."""
+
+    def calibration_batches(self, num_batches: int) -> Iterable[Tensor]:
+        """Input ids of the run's first micro-batches, this rank's share of so many, on its device."""
 
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A made-up micro-batch."""
+        """A micro-batch of dummy ids."""
 
 
 def announce(trainer: Trainer, tag: str, sentence: str) -> None:
-    """Tell every callback that listens of an event."""
+    """Send an event to every callback that listens for events."""
     for callback in callbacks_of(trainer):
         if hasattr(callback, "on_event"):
             cast(EventListener, callback).on_event(trainer, Event(tag, sentence))
 
 
 def reporters(trainer: Trainer) -> Iterator[Reporter]:
-    """The callbacks that report, in the order in which they are called."""
+    """The reporters among the callbacks, in calling order."""
     return (callback for callback in callbacks_of(trainer) if isinstance(callback, Reporter))
 
 
 def phase_of(trainer: Trainer) -> str:
-    """The phase that the run is in."""
+    """The run's current phase."""
     phases = [phase for reporter in reporters(trainer) if (phase := reporter.phase(trainer)) is not None]
     return phases[-1] if phases else "training"
 
 
 def stage_of(callback: Callback) -> Stage:
-    """When a callback is called; checkpoints come last, so that they save what all others did."""
+    """A callback's stage; checkpoints come last, so that they save what all the others did."""
     return Stage.CHECKPOINT if isinstance(callback, Checkpoint) else getattr(callback, "stage", Stage.OBSERVER)
 
 
 def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
-    """Callbacks by stage; within a stage in the order given."""
+    """Callbacks sorted by stage, in the given order within a stage."""
     return sorted(callbacks, key=stage_of)
 
 
@@ -157,20 +160,20 @@ def data_of(trainer: Trainer) -> RunData:
 
 
 def network_of(pl_module: LightningModule) -> GPT:
-    """The run's network, without what wraps it."""
+    """The run's network, without its wrapper."""
     assert isinstance(pl_module.network, GPT)
     return pl_module.network
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """All of the run's callbacks, in the order in which they are called."""
+    """All of the run's callbacks, in calling order."""
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def find(trainer: Trainer, kind: type[CallbackType]) -> CallbackType:
-    """The trainer's one callback of a kind."""
+    """The trainer's only callback of a class."""
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
-    assert len(found) == 1, f"a run has one {kind.__name__}, this one {len(found)}"
+    assert len(found) == 1, f"a run must have one {kind.__name__}, this one has {len(found)}"
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""Mixed-precision export at fit end: the artifact file, and the score of what stands in it."""
+"""Mixed-precision export at the end of a fit: the artifact file, and the score of its contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from callbacks.common import Reporter, announce, network_of
+from callbacks.common import Reporter, announce, data_of, network_of
 from callbacks.scoring import score_result, score_summary
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
 from components.compression import require_zstandard
@@ -31,20 +31,20 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 
 class Export(Reporter):
-    """Score the float weights, write them as an artifact, read the file back, and score what it holds.
+    """Score the float weights, write them as an artifact, read the file back, and score its contents.
 
-    The second score is the run's result. Beside the artifact the float weights are left as a ``.safetensors`` file. The
-    network has its float weights again afterward.
+    The second score is the run's result. The float weights are also saved, as a ``.safetensors`` file beside the
+    artifact, and the network has them again afterward.
 
     Args:
-        keep_last_k_fp16: Key projections of so many last blocks are stored in float16 and never quantized.
+        keep_last_k_fp16: Number of last blocks whose key projections are stored in float16, never quantized.
         filename: The artifact's name in the run's log folder.
-        storage: How each weight is stored, the first rule that fits deciding.
-        quantizer: What rounds the weights that are quantized.
+        storage: How each weight is stored; the first matching rule applies.
+        quantizer: Rounds the weights that are quantized.
     """
 
     count_code: Callable[[], int]
-    """Counts the bytes of code that are handed in with the artifact; set by whoever knows what that code is."""
+    """Counts the bytes of code submitted with the artifact; set by the program that knows what that code is."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Export(Reporter):
             raise UserError(f"export.keep_last_k_fp16 is {keep_last_k_fp16}; set a number of blocks, 0 for none.")
         if Path(filename).suffix in ("", WEIGHTS_SUFFIX):
             raise UserError(
-                f"export.filename is {filename}; give it a suffix other than {WEIGHTS_SUFFIX}, which the float weights "
-                "beside it have."
+                f"export.filename is {filename}; give it a suffix other than {WEIGHTS_SUFFIX}, which belongs to "
+                "the float weights."
             )
         self.filename = filename
         self.rules: Sequence[StorageRule] = (*keep_last_keys(keep_last_k_fp16), *storage)
@@ -69,7 +69,7 @@ class Export(Reporter):
         self._facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to train what could not be exported.
+        """Refuse to train a model that could not be exported.
 
         Raises:
             UserError: zstandard is not installed, or a weight has no storage rule.
@@ -79,11 +79,12 @@ class Export(Reporter):
             assign(network_of(pl_module).shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score, write, read back, score."""
+        """Score the float weights, write the artifact, read it back, and score it."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
         float_state = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
+        self._calibrate(trainer, network)
         stored = self._store(network)
         path = self.artifact_path(trainer)
         data, facts, error = b"", {}, None
@@ -93,18 +94,26 @@ class Export(Reporter):
                 facts = {"artifact": str(path), **self._sizes(len(data))}
             except UserError as caught:
                 error = caught
-        # The file's own bytes go to every rank, since another node need not see this one's disk; and so does what
-        # went wrong, or the other ranks would wait for ever.
+        # Every rank gets the file's bytes, since another node may not see this one's disk, and any error, since the
+        # other ranks would otherwise wait forever.
         data, facts, error = trainer.strategy.broadcast((data, facts, error))
         if error is not None:
             raise error
         artifact = parse_artifact(data, path)
-        assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network that it holds"
+        assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network it holds"
         network.load_state_dict(load_state(artifact.tensors))
         self.score, seconds = score_result(trainer, pl_module, "scoring the artifact")
         network.load_state_dict(float_state)
         self._facts = {**facts, "eval_time_seconds": seconds}
         self._announce(trainer, self.float_score, self.score)
+
+    def _calibrate(self, trainer: Trainer, network: GPT) -> None:
+        """Let the quantizer see the weights to export at work on training data, in the precision of validations."""
+        num_batches = self.quantizer.calibration_batches
+        if num_batches:
+            with trainer.precision_plugin.val_step_context():
+                self.quantizer.calibrate(network, data_of(trainer).calibration_batches(num_batches))
+            announce(trainer, "export", f"calibrated on {num_batches} micro-batches of training data")
 
     @torch.no_grad()
     def _store(self, network: GPT) -> dict[str, StoredTensor]:
@@ -121,7 +130,7 @@ class Export(Reporter):
         stored: Mapping[str, StoredTensor],
         config: GPTConfig,
     ) -> bytes:
-        """Write the artifact and the float weights, show the tensors, and read back what stands on the disk."""
+        """Write the artifact and the float weights, log the tensors, and read the artifact's bytes back."""
         settings = dataclasses.asdict(config)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_artifact(path, settings, stored, self.rules)
@@ -154,7 +163,7 @@ class Export(Reporter):
         return Path(trainer.log_dir) / self.filename
 
     def excess(self) -> str | None:
-        """A sentence by how much artifact and code are over the cap, if they are."""
+        """A sentence saying by how much artifact and code exceed the cap; None if they do not."""
         total = self._facts.get("bytes_total", 0)
         if total <= MAX_BYTES:
             return None
@@ -184,7 +193,7 @@ class Export(Reporter):
 
 
 def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Show each tensor's type, size and relative quantization error in TensorBoard, as numbers and as a table."""
+    """Log each tensor's type, size and relative quantization error to TensorBoard, as scalars and as a table."""
     rows = [
         "| tensor | type | values | bytes in the file | relative error |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""Late quantization-aware training: the last stretch of a run trains with the weights as export will store them."""
+"""Late quantization-aware training: the last part of a run trains with the weights as export will store them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from components.storage import RECIPE, StorageRule
 
 
 class LateQAT(Reporter):
-    """Switch the network to fake quantization once the run has spent a share of its budget.
+    """Switch the network to fake quantization once the run has spent a given fraction of its budget.
 
-    Validation during the run sees the float weights, as before the switch, so that the curve stays comparable.
+    Validation during the run uses the float weights before and after the switch, so that its curve stays comparable.
 
     Args:
-        start_fraction: Share of the budget (seconds, or steps where seconds are not limited) after which forward
+        start_fraction: Fraction of the budget (seconds, or steps if seconds are not limited) after which forward
             passes see quantized weights; 1 for never.
-        rules: How export stores each weight, and which of them are faked.
-        quantizer: What rounds them at export.
+        rules: How export stores each weight, and which weights are fake-quantized.
+        quantizer: Rounds the weights at export.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LateQAT(Reporter):
         super().__init__()
         if not 0 <= start_fraction <= 1:
             raise UserError(
-                f"late_qat.start_fraction is {start_fraction}; set the share of the budget, from 0 to 1 (1 for never)."
+                f"late_qat.start_fraction is {start_fraction}; set a fraction of the budget, from 0 to 1 (1 for never)."
             )
         self.start_fraction = start_fraction
         self.rules = tuple(rules)
@@ -44,18 +44,30 @@ class LateQAT(Reporter):
         self.start_step: int | None = None
         self.start_seconds: float | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a quantizer whose codes the weights alone do not decide.
+
+        Raises:
+            UserError: The quantizer is calibrated.
+        """
+        if self.start_fraction < 1 and self.quantizer.calibration_batches:
+            raise UserError(
+                f"late QAT cannot fake what {type(self.quantizer).__name__} stores, which depends on its calibration; "
+                "set late_qat.start_fraction to 1 (never), or export.quantizer to Nearest."
+            )
+
     @property
     def active(self) -> bool:
-        """Whether training has switched."""
+        """Whether the run has switched."""
         return self.start_step is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantization where a resumed run had switched."""
+        """Turn fake quantization back on if the run was resumed after the switch."""
         if self.active:
             self._enable(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Switch before the first step beyond the share."""
+        """Switch before the first step at or past the fraction."""
         if self.active or self.start_fraction == 1 or not starts_step(trainer, batch_idx):
             return
         clock = find(trainer, Clock)
@@ -65,16 +77,16 @@ class LateQAT(Reporter):
             announce(trainer, "late QAT", f"late QAT from step {self.start_step}, {self.start_seconds:.3f} s")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show validation the float weights."""
+        """Validate with the float weights."""
         network_of(pl_module).disable_fake_quantization()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on under quantization."""
+        """Turn fake quantization back on."""
         if self.active and not trainer.sanity_checking:
             self._enable(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the float weights to whoever reads the network next."""
+        """Turn fake quantization off, so that the export scores the float weights."""
         network_of(pl_module).disable_fake_quantization()
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,11 +94,11 @@ class LateQAT(Reporter):
         return {"start_step": self.start_step, "start_seconds": self.start_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember when the run switched."""
+        """Restore when the run switched."""
         self.start_step, self.start_seconds = state_dict["start_step"], state_dict["start_seconds"]
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of the switch."""
+        """The run summary's fields about the switch."""
         return {
             "qat_start_step": self.start_step,
             "qat_start_seconds": self.start_seconds,
@@ -94,7 +106,7 @@ class LateQAT(Reporter):
         }
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """Phases that this run was too short for."""
+        """That late QAT never began."""
         if self.start_fraction < 1 and not self.active:
             return [
                 f"late QAT never began: no step started at or beyond late_qat.start_fraction {self.start_fraction} of "
@@ -103,7 +115,7 @@ class LateQAT(Reporter):
         return []
 
     def phase(self, trainer: Trainer) -> str | None:
-        """Whether steps train under fake quantization."""
+        """Late QAT, once it has begun."""
         return "late QAT" if self.active else None
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
@@ -111,10 +123,10 @@ class LateQAT(Reporter):
         return {"phase/late_qat": float(self.active)}
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """From when on the run trained under fake quantization."""
+        """When fake quantization begins."""
         if self.start_fraction == 1:
             return []
-        return [f"Forward passes see weights as export stores them from {self.start_fraction:.0%} of the run on."]
+        return [f"From {self.start_fraction:.0%} of the run on, forward passes see the weights as export stores them."]
 
     def variants(self, trainer: Trainer, pl_module: LightningModule) -> Sequence[Variant]:
         """Training steps under fake quantization."""

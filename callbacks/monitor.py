@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: loss, tokens a second, what every reporter shows, and events as text."""
+"""What TensorBoard shows of a run: loss, tokens per second, every reporter's metrics, and events as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from callbacks.common import Event, data_of, ends_step, find, reporters
 class Monitor(Callback):
     """Log every ``trainer.log_every_n_steps`` optimizer steps; only then does the host wait for the device.
 
-    ``loss`` is the last logged training loss: the mean of a step's micro-batches over all ranks, in nats.
+    ``loss`` is the last logged training loss: the mean over a step's micro-batches and all ranks, in nats.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class Monitor(Callback):
         self._last = (0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from where the run stands."""
+        """Count from the current step."""
         self._last = (trainer.global_step, find(trainer, Clock).elapsed)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Gather a step's loss on the device, and log where it is time."""
-        micro_loss = outputs["loss"]  # over the number of micro-batches already
+        """Accumulate a step's loss on the device, and log it if that is due."""
+        micro_loss = outputs["loss"]  # already divided by the number of micro-batches
         self._step_loss = micro_loss if self._step_loss is None else self._step_loss + micro_loss
         if not ends_step(trainer, batch_idx):
             return
@@ -41,7 +41,7 @@ class Monitor(Callback):
         self._step_loss = None
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
-        """Mark the moment."""
+        """Log the event as text at the current step."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(event.tag, event.sentence, trainer.global_step)

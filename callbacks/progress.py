@@ -14,10 +14,10 @@ from callbacks.monitor import Monitor
 
 
 class BudgetProgressBar(TQDMProgressBar):
-    """Lightning's bar, filled by the budget that ends the run (seconds, else steps) rather than by batches."""
+    """Lightning's bar, measured in the run's budget (seconds if limited, otherwise steps) instead of batches."""
 
     def init_validation_tqdm(self) -> Tqdm:
-        """No bar for the validation loop, whose one batch is a whole scoring: that has a bar of its own."""
+        """No bar for the validation loop: its single batch is a whole scoring pass, which has its own bar."""
         return Tqdm(disable=True)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -34,7 +34,7 @@ class BudgetProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on with every ``refresh_rate``-th optimizer step, with a new phase, and with the last step."""
+        """Update at every ``refresh_rate``-th optimizer step, at each new phase, and at the last step."""
         if not ends_step(trainer, batch_idx):
             return
         due = trainer.global_step % self.refresh_rate == 0 or trainer.should_stop
@@ -44,7 +44,7 @@ class BudgetProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar: step, training loss and the last validation."""
+        """What is shown after the bar: step, training loss and the last validation."""
         metrics: dict[str, int | str | float | dict[str, float]] = {"step": str(trainer.global_step)}
         loss = find(trainer, Monitor).loss
         if loss is not None:

@@ -1,4 +1,4 @@
-"""train.log: the run as plain text, a line an event, to be read and to be handed in."""
+"""train.log: the run as plain text, one line per event, to read and to submit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from callbacks.scoring import ValidationScore
 class RunLog(Callback):
     """Write a fit's events to ``train.log`` in its log folder, on rank 0, as they happen.
 
-    It must come after the callbacks that it asks: the clock, the monitor and the validation's score.
+    It must be called after the callbacks that it reads: the clock, the monitor and the validation score.
     """
 
     def __init__(self) -> None:
@@ -26,21 +26,21 @@ class RunLog(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the log."""
-        log_dir = trainer.log_dir  # asks rank 0, so every rank must
+        log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
             Path(log_dir).mkdir(parents=True, exist_ok=True)
             self._file = (Path(log_dir) / "train.log").open("w", buffering=1)
         num_params = sum(p.numel() for p in pl_module.parameters())
-        self._say(f"{num_params} parameters, {trainer.world_size} ranks on {trainer.strategy.root_device.type}")
+        self._write(f"{num_params} parameters, {trainer.world_size} ranks on {trainer.strategy.root_device.type}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the run starts from."""
-        self._say(f"start at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
+        """Write where the run starts."""
+        self._write(f"start at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
-        """Write what a reporter has to say."""
-        self._say(event.sentence)
+        """Write the event's sentence."""
+        self._write(event.sentence)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,7 +49,7 @@ class RunLog(Callback):
         step = trainer.global_step
         if ends_step(trainer, batch_idx) and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             elapsed, loss = find(trainer, Clock).elapsed, find(trainer, Monitor).loss
-            self._say(
+            self._write(
                 f"step {step} train_loss {loss:.4f} elapsed {elapsed:.3f} s step_avg {1000 * elapsed / step:.2f} ms"
             )
 
@@ -57,13 +57,13 @@ class RunLog(Callback):
         """Write a validation's score."""
         score = find(trainer, ValidationScore).score
         if trainer.state.fn == TrainerFn.FITTING and score is not None:
-            self._say(
+            self._write(
                 f"validation step {trainer.global_step} val_loss {score.loss:.6f} val_bpb {score.bits_per_byte:.6f}"
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the run stopped."""
-        self._say(f"stopped at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
+        self._write(f"stopped at step {trainer.global_step}, elapsed {find(trainer, Clock).elapsed:.3f} s")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the log."""
@@ -71,6 +71,6 @@ class RunLog(Callback):
             self._file.close()
             self._file = None
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         if self._file is not None:
             self._file.write(line + "\n")

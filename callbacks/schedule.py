@@ -1,4 +1,4 @@
-"""Learning-rate warm-down on the clock and Muon's momentum warm-up on the step."""
+"""Learning-rate warm-down by the clock, and Muon's momentum warm-up by the step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from components.errors import UserError
 class Schedule(Reporter):
     """Set every learning rate and Muon's momentum before each optimizer step.
 
-    Learning rates are their initial ones times a multiplier: 1, then down in a straight line to ``min_multiplier``.
-    The warm-down is the last ``warmdown_steps`` at the run's mean step time (of its steps, where seconds are not
-    limited), or the last ``warmdown_fraction`` of the budget.
+    Each learning rate is its initial value times a multiplier. The multiplier is 1, then falls linearly toward 0, but
+    never below ``min_multiplier``. It falls over the last ``warmdown_steps`` steps, whose time is estimated from the
+    run's mean step time if seconds are limited, or over the last ``warmdown_fraction`` of the budget.
 
     Args:
-        warmdown_steps: Length of the warm-down, in optimizer steps; 0 for none of this kind.
-        warmdown_fraction: Length of the warm-down, as a share of the budget; 0 for none of this kind.
-        min_multiplier: The multiplier never falls below this.
+        warmdown_steps: Length of the warm-down, in optimizer steps; 0 if a fraction is given instead.
+        warmdown_fraction: Length of the warm-down, as a fraction of the budget; 0 if steps are given instead.
+        min_multiplier: Lower bound of the multiplier.
         momentum_start: Muon's momentum at the first step.
         momentum_end: Muon's momentum once warmed up.
-        momentum_warmup_steps: Steps over which momentum moves from one to the other, in a straight line.
+        momentum_warmup_steps: Steps over which momentum moves linearly from start to end.
     """
 
     stage = Stage.SCHEDULE
@@ -60,7 +60,7 @@ class Schedule(Reporter):
         self.warmdown_start_step: int | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write the step's rates into the optimizer's groups."""
+        """Set the step's learning rates and momentum in the optimizer's groups."""
         if not starts_step(trainer, batch_idx):
             return
         self.multiplier = self._multiplier(trainer)
@@ -77,15 +77,15 @@ class Schedule(Reporter):
         return {"warmdown_start_step": self.warmdown_start_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember when the warm-down began."""
+        """Restore when the warm-down began."""
         self.warmdown_start_step = state_dict["warmdown_start_step"]
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run summary says of the schedule."""
+        """The run summary's fields about the schedule."""
         return {"warmdown_start_step": self.warmdown_start_step, "final_lr_multiplier": self.multiplier}
 
     def phase(self, trainer: Trainer) -> str | None:
-        """Whether the learning rate is still what it was."""
+        """Whether the learning rate is constant or warming down."""
         return "warm-down" if self.multiplier < 1 else "constant rate"
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
@@ -96,13 +96,13 @@ class Schedule(Reporter):
         return {**rates, "momentum": momentum}
 
     def missed(self, trainer: Trainer) -> list[str]:
-        """Phases that this run was too short for."""
+        """That the rate never warmed down, or was never constant."""
         if self._length is not None and self.warmdown_start_step is None:
             return [
                 f"the learning rate never warmed down: the {self._length} of warm-down at the end of the budget did "
                 f"not begin within the run's {trainer.global_step} steps"
             ]
-        # The clock stands at 0 before the first step, whatever the budget: the second is the first to be judged.
+        # The clock reads 0 before the first step, so the warm-down begins at the second step at the earliest.
         if self.warmdown_steps and self.warmdown_start_step is not None and self.warmdown_start_step <= 1:
             return [
                 f"the learning rate was never constant: {self.warmdown_steps} steps of warm-down are more than the "

@@ -14,7 +14,7 @@ from components.scoring import Score
 
 
 class ValidationScore(Reporter):
-    """Log a validation's score as ``val_loss`` (nats a token) and ``val_bpb``."""
+    """Log a validation's score as ``val_loss`` (nats per token) and ``val_bpb``."""
 
     stage = Stage.OBSERVER
 
@@ -25,7 +25,7 @@ class ValidationScore(Reporter):
         self._seconds = 0.0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the watch."""
+        """Start timing."""
         self._started = time.perf_counter()
 
     def on_validation_batch_end(
@@ -37,26 +37,26 @@ class ValidationScore(Reporter):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the score of the one pass that a validation is."""
+        """Keep the score of the validation's single pass."""
         self.score = outputs
         self._seconds = time.perf_counter() - self._started
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log it."""
+        """Log the score."""
         assert self.score is not None
-        # The sums are of all ranks already.
+        # The sums already cover all ranks.
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
             pl_module.log(name, value, prog_bar=True, sync_dist=False, rank_zero_only=False)
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """The score that ``validate`` came to; a fit's result is its exported file's, which Export gives."""
+        """The score of ``validate``; a fit's result is the score of its exported file, which Export reports."""
         if trainer.state.fn != TrainerFn.VALIDATING or self.score is None:
             return {}
         return {**score_summary(self.score), "eval_time_seconds": self._seconds}
 
 
 def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tuple[Score, float]:
-    """Score the network as a run's result is scored, outside of the trainer's loops; with it, the seconds it took."""
+    """Score the network as a run's result, outside the trainer's loops; returns the score and the seconds it took."""
     started = time.perf_counter()
     show_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
     pl_module.eval()
@@ -66,7 +66,7 @@ def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tu
 
 
 def score_summary(score: Score) -> dict[str, Any]:
-    """A score as fields of the summary."""
+    """A score as fields of the run summary."""
     return {
         "val_loss": score.loss,
         "val_bpb": score.bits_per_byte,

@@ -1,4 +1,4 @@
-"""summary.json: what a run was, what it did, and what came out."""
+"""summary.json: what a run was, what it did, and its result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from components.files import write_whole
 
 
 class RunSummary(Callback):
-    """Gather the facts of every reporter and of the data, and warn of every phase that never came.
+    """Collect the facts of every reporter and of the data, and warn of every phase that was never reached.
 
-    It must come after the callbacks that it asks.
+    It must be called after the callbacks that it reads.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a fit's summary and say what never happened."""
+        """Write a fit's summary, and warn of phases that were never reached."""
         missed = [sentence for reporter in reporters(trainer) for sentence in reporter.missed(trainer)]
         for sentence in missed:
             rank_zero_warn(f"A phase never came: {sentence}.")
@@ -38,7 +38,7 @@ class RunSummary(Callback):
         self._write(trainer, pl_module, facts)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a validate's summary."""
+        """Write the summary of a ``validate``."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._write(trainer, pl_module, {})
 
@@ -47,7 +47,7 @@ class RunSummary(Callback):
             facts |= reporter.summary(trainer)
         facts |= data_of(trainer).summary()
         facts |= _surroundings(trainer, pl_module)
-        log_dir = trainer.log_dir  # asks rank 0, so every rank must
+        log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
             path = Path(log_dir) / "summary.json"

@@ -1,4 +1,4 @@
-"""Compile everything before the clock starts, and put the run's state back as it was."""
+"""Compile everything before the clock starts, and restore the run's state."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from components.errors import UserError
 
 
 class CompileWarmup(Callback):
-    """Run whole training steps and scorings on made-up ids, in every form that a technique will give the network.
+    """Run whole training steps and scoring passes on dummy ids, in every form that a technique will give the network.
 
-    Afterward weights and optimizer state are what they were, no token of the data has been read, and a graph that
-    would still have to be compiled during the run is an error, not a stall.
+    Afterward weights and optimizer state are restored, and no token of the data has been read. A graph that still has
+    to be compiled during the run is then an error, not a stall.
 
     Args:
-        steps: Optimizer steps of warm-up, an equal share of them for each form of the network; 0 for none.
+        steps: Optimizer steps of warm-up, divided equally among the forms of the network; 0 for none.
     """
 
     stage = Stage.WARMUP
@@ -33,7 +33,7 @@ class CompileWarmup(Callback):
         self.steps = steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warm up, put the state back, and refuse later compilation.
+        """Warm up, restore the state, and forbid later compilation.
 
         Raises:
             UserError: There are fewer steps than graphs to compile.
@@ -71,16 +71,16 @@ class CompileWarmup(Callback):
             torch.compiler.set_stance("fail_on_recompile")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let what follows the run compile what it needs."""
+        """Allow compilation again after training."""
         torch.compiler.set_stance("default")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the process as it was."""
+        """Allow compilation again after an error."""
         torch.compiler.set_stance("default")
 
 
 def _combinations(variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
-    """Every set of variants that a run may be in, the plain network first."""
+    """Every combination of variants that a run may use, the plain network first."""
     return [form for size in range(len(variants) + 1) for form in itertools.combinations(variants, size)]
 
 
@@ -92,7 +92,6 @@ def _applied(form: Sequence[Variant]) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def _score(trainer: Trainer, pl_module: LightningModule) -> None:
     pl_module.eval()
     trainer.strategy.validation_step(data_of(trainer).example_pass(), 0)

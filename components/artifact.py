@@ -6,17 +6,19 @@ Numbers are little-endian. The file is, without gaps:
 bytes       what
 =========== ==================================================================================================
 8           magic ``89 47 4F 4C 46 0D 0A 1A`` (``\\x89GOLF\\r\\n\\x1a``; a transfer that mends line ends breaks it)
-4           version, 1
+4           version, 2
 4           length of the header
 4           length of the model
 8           length of the file
 16          BLAKE2b-128 of the rest of the file, preceded by the fields above
 header      zstd frame over JSON: ``{"settings": {name: value}, "storage": [rule, ...], "tensors": [[name, storage,
-            shape], ...]}``, keys and tensors sorted by name; storage is ``int5``, ``int6``, ``int8`` or ``float16``,
-            a rule has the fields of `components.storage.StorageRule`; files of before the rules have none
+            shape], ...]}``, keys and tensors sorted by name; storage is ``int5``, ``int6``, ``int7``, ``int8`` or
+            ``float16``, a rule has the fields of `components.storage.StorageRule`; files of before the rules have none
 model       zstd frame over the statistical model of the values; see `components.weight_coding`
 the rest    the values, coded under that model by `components.rans`
 =========== ==================================================================================================
+
+Version 1 had no ``int7``, and so a model that is shorter by the frequency tables of its codes; its files are read.
 
 Codes of weights have no repetitions for zstd to find, and its Huffman stage spends whole bits: coding them under
 fractional-bit tables chosen by row and column takes 2.6% less than a zstd-22 stream per byte plane on trained weights,
@@ -43,7 +45,7 @@ from components.files import read_user_file, write_user_file
 from components.quantization import StoredTensor
 from components.rans import CorruptStreamError
 from components.storage import Storage, StorageRule
-from components.weight_coding import TensorForm, decode_tensors, encode_tensors, model_bytes
+from components.weight_coding import NUM_KINDS, TensorForm, decode_tensors, encode_tensors, model_bytes
 
 MAX_BYTES = 16_000_000
 """The challenge's cap on artifact and code together, decimal."""
@@ -55,9 +57,12 @@ MAX_FILE_BYTES = 3 * MAX_ELEMENTS
 """Larger files are refused unread; no values that fit `MAX_ELEMENTS` take as much."""
 
 MAGIC = b"\x89GOLF\r\n\x1a"
-VERSION = 1
+VERSION = 2
 
-Setting = bool | int | float | str
+Setting = bool | int | float | str | None
+
+_NUM_KINDS = {1: 5, VERSION: NUM_KINDS}
+"""How many kinds of planes the values of a file of each version may have."""
 
 _PREAMBLE = struct.Struct("<8sIIIQ")
 _DIGEST_BYTES = 16
@@ -154,17 +159,17 @@ def parse_artifact(data: bytes, path: Path) -> Artifact:
     if len(data) < length:
         raise UserError(f"{path} is truncated to {len(data):,} of {length:,} bytes; copy or export it again.")
     try:
-        if version < VERSION or len(data) > length:
+        if version not in _NUM_KINDS or len(data) > length:
             raise _Damage("its first bytes are wrong")
         rest = data[_FIRST_BYTES:]
         if data[_PREAMBLE.size : _FIRST_BYTES] != _digest(data[: _PREAMBLE.size], rest):
             raise _Damage("its checksum does not match")
         header, rest = rest[:header_bytes], rest[header_bytes:]
-        settings, rules, named_forms = _parse_header(_decompress(header, "header", most=_MAX_HEADER_BYTES))
+        settings, rules, named_forms = _parse_header(_decompress(header, "header", most=_MAX_HEADER_BYTES), version)
         forms = list(named_forms.values())
-        expected = model_bytes(forms)
+        expected = model_bytes(forms, _NUM_KINDS[version])
         model = _decompress(rest[:model_frame_bytes], "model", most=expected, least=expected)
-        tensors = decode_tensors(forms, model, rest[model_frame_bytes:])
+        tensors = decode_tensors(forms, model, rest[model_frame_bytes:], _NUM_KINDS[version])
         if not all(tensor.is_sound() for tensor in tensors):
             raise _Damage("it holds values that no export writes")
     except (_Damage, CorruptStreamError) as damage:
@@ -196,7 +201,9 @@ def _decompress(frame: bytes, part: str, *, most: int, least: int = 0) -> bytes:
     return content
 
 
-def _parse_header(content: bytes) -> tuple[dict[str, Setting], tuple[StorageRule, ...], dict[str, TensorForm]]:
+def _parse_header(
+    content: bytes, version: int
+) -> tuple[dict[str, Setting], tuple[StorageRule, ...], dict[str, TensorForm]]:
     wrong = _Damage("its header is not as the format says")
     try:
         header = json.loads(content)
@@ -209,7 +216,7 @@ def _parse_header(content: bytes) -> tuple[dict[str, Setting], tuple[StorageRule
         isinstance(settings, dict)
         and all(isinstance(value, Setting) for value in settings.values())
         and len(forms) == len(listed)
-        and all(isinstance(name, str) and _is_possible(form) for name, form in forms.items())
+        and all(isinstance(name, str) and _is_possible(form, version) for name, form in forms.items())
     )
     if not sound:
         raise wrong
@@ -224,6 +231,8 @@ def _parse_rule(names: str, storage: Any, at_most: int, qat: bool) -> StorageRul
     return StorageRule(names, Storage(storage).value, at_most, qat)
 
 
-def _is_possible(form: TensorForm) -> bool:
+def _is_possible(form: TensorForm, version: int) -> bool:
+    if form.storage is Storage.INT7 and version == 1:
+        return False
     rank_fits = len(form.shape) == 2 if form.storage is not Storage.FLOAT16 else len(form.shape) <= _MAX_RANK
     return rank_fits and all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in form.shape)

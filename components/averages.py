@@ -26,6 +26,9 @@ class Moment(NamedTuple):
 class Average(ABC):
     """Weights gathered on their own device, in float32, whose average becomes the model when training ends."""
 
+    def start(self, weights: Mapping[str, Tensor]) -> None:  # noqa: B027 (most averages do not look at them)
+        """Take note of the weights by name that training starts with, or goes on from where a run is resumed."""
+
     @abstractmethod
     def is_due(self, moment: Moment) -> bool:
         """Whether to take in the weights of this moment."""
@@ -148,3 +151,61 @@ class SnapshotMean(Average):
             f"The model is the mean of snapshots every {self.every_n_steps} steps while the learning-rate multiplier "
             f"is under {self.start_multiplier:g}"
         ) + (", late QAT having begun." if self.only_under_qat else ".")
+
+
+class ExponentialMean(Average):
+    """The exponential moving average of the weights after every step (EMA), ``e <- d e + (1 - d) p``.
+
+    It starts at the initial weights, without correction for them: after n steps they still weigh d^n.
+
+    Args:
+        decay: Share d of the average that a step leaves, from 0 (the last weights) to under 1.
+    """
+
+    def __init__(self, decay: float = 0.997) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"averaging.decay is {decay}; set the share that a step leaves, from 0 to under 1.")
+        self.decay = decay
+        self._means: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        """Start at these weights, unless a checkpoint has given the average so far."""
+        if not self._means:
+            self._means = {name: w.detach().to(torch.float32, copy=True) for name, w in weights.items()}
+
+    def is_due(self, moment: Moment) -> bool:
+        """After every step."""
+        return True
+
+    @torch.no_grad()
+    def add(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Move towards the weights, all of them in one update."""
+        assert self._means.keys() == weights.keys(), "it must be started"
+        means = [self._means[name] for name in weights]
+        torch._foreach_lerp_(means, [w.float() for w in weights.values()], 1 - self.decay)
+        return None
+
+    def value(self) -> dict[str, Tensor] | None:
+        """The average so far."""
+        return dict(self._means) or None
+
+    def to(self, device: torch.device) -> None:
+        """Bring the average to a device."""
+        self._means = {name: mean.to(device) for name, mean in self._means.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average so far."""
+        return {"means": self._means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's average."""
+        self._means = state["means"]
+
+    def summary(self) -> dict[str, Any]:
+        """The decay."""
+        return {"ema_decay": self.decay}
+
+    def describe(self) -> str | None:
+        """What the model is."""
+        return f"The model is the exponential mean of the weights after every step, of decay {self.decay:g}."

@@ -1,7 +1,6 @@
-"""The network: a U-Net-skipped GPT with BigramHash, SmearGate, grouped-query attention and a squared-ReLU MLP.
+"""The network: its settings, how its parts make logits of ids, and the loss.
 
-Shape suffixes: B sequences, T positions, S of them scored (the last ones), C model width, H query heads, K key/value
-heads, D head width, V vocabulary.
+Shape suffixes: B sequences, T positions, S of them scored (the last ones), C model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,16 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.attention import Attention, rotary_tables
+from components.block import Block, LayerOrder, layer_order
+from components.embeddings import BigramHash, ContentSmearGate, SmearGate
 from components.errors import UserError
 from components.layers import Embedding, Fakeable, Linear, rms_norm, seen_weight
+from components.mlp import MLP
 from components.quantization import Quantizer
 from components.storage import StorageRule, assign
+
+MAX_STEPS = 1024
+"""The most blocks that a forward pass may run; more is a mistake, or a file that means harm."""
+
+Smear = Literal["static", "content", "none"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class GPTConfig:
 
     Args:
         vocab_size: Pieces in the tokenizer's vocabulary.
-        num_layers: Transformer blocks; the first half feeds skips to the second.
+        num_layers: Transformer blocks; the first half of the steps through them feeds skips to the second.
         model_dim: Width of the residual stream, in channels.
         num_heads: Query heads a block; each is model_dim / num_heads wide.
         num_kv_heads: Key and value heads a block (grouped-query attention).
@@ -36,14 +44,28 @@ class GPTConfig:
         tied_embed_init_std: Standard deviation of the token table's initial values when tied.
         logit_softcap: Bound c of the logits, c * tanh(z / c).
         rope_base: Base of the rotary position frequencies.
+        rope_dims: Channels of each head that positions rotate, an even number; 0 for all.
         qk_gain_init: Initial gain of each query head.
         bigram_vocab_size: Rows of the bigram hash table; 0 for no bigram embedding.
         bigram_dim: Width of the bigram hash table, in channels.
         output_proj_init: Initial attention and MLP output projections: "zero" as the public run measured, or
             "scaled", orthogonal over sqrt(2 * num_layers).
-        smear_across_documents: Whether SmearGate mixes a document's first token with the document before it, as the
-            public run did; the challenge's later rulings ask for false.
+        smear: How a position takes from the one before it: "static" by a share per channel, "content" by a share that
+            the position's own channels decide and that is zero where a document begins, or "none".
+        smear_across_documents: Whether the static smear mixes a document's first token with the document before it, as
+            the public run did; the challenge's later rulings ask for false.
+        smear_width: Channels that decide the content smear's share.
         bos_id: The id that begins a document.
+        xsa_last_n: Layers, counted from the last, whose heads leave out the direction of the position's own value
+            (exclusive self attention).
+        ln_scale: Whether the normed inputs of layer i, from 0, are divided by sqrt(i + 1).
+        mlp_leak: Slope below zero of the activation that the MLP squares, from 0 (ReLU) to 1.
+        skip_gates: Whether skips are mixed into the stream by learned sigmoid gates instead of added to it.
+        loop_start: First of the layers that are run again.
+        loop_end: Last of the layers that are run again.
+        num_loops: How many more times these layers are run in a row; 0 for no loop.
+        parallel_from: First layer whose MLP reads what its attention reads; null for none.
+        gate_width: Channels that each attention head's output gate reads; 0 for no gates.
     """
 
     vocab_size: int = 1024
@@ -56,19 +78,37 @@ class GPTConfig:
     tied_embed_init_std: float = 0.005
     logit_softcap: float = 30.0
     rope_base: float = 10000.0
+    rope_dims: int = 0
     qk_gain_init: float = 1.5
     bigram_vocab_size: int = 4096
     bigram_dim: int = 128
     output_proj_init: Literal["zero", "scaled"] = "zero"
+    smear: Smear = "static"
     smear_across_documents: bool = True
+    smear_width: int = 12
     bos_id: int = 1
+    xsa_last_n: int = 0
+    ln_scale: bool = False
+    mlp_leak: float = 0.0
+    skip_gates: bool = False
+    loop_start: int = 0
+    loop_end: int = 0
+    num_loops: int = 0
+    parallel_from: int | None = None
+    gate_width: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.
 
         Raises:
-            UserError: A size is not positive, or heads do not divide the width.
+            UserError: A setting is out of its range, or contradicts another.
         """
+        self._check_sizes()
+        self._check_layers()
+        if self.smear not in get_args(Smear):
+            raise UserError(f"model.smear is {self.smear!r}; set it to one of {', '.join(get_args(Smear))}.")
+
+    def _check_sizes(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; set it to at least 1.")
@@ -90,6 +130,62 @@ class GPTConfig:
                 f"model.bigram_vocab_size {self.bigram_vocab_size} with model.bigram_dim {self.bigram_dim} cannot "
                 "make a table; use at least 2 rows of 1 channel, or model.bigram_vocab_size 0 for no table."
             )
+        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:
+            raise UserError(
+                f"model.rope_dims is {self.rope_dims}; set it to an even number of the {self.head_dim} channels of a "
+                "head, or to 0 for all of them."
+            )
+        if not 0 <= self.mlp_leak <= 1:
+            raise UserError(f"model.mlp_leak is {self.mlp_leak}; set it from 0 to 1.")
+        if not 0 <= self.gate_width <= self.model_dim:
+            raise UserError(
+                f"model.gate_width is {self.gate_width}; set it from 0, for no gates, to model.model_dim "
+                f"{self.model_dim}."
+            )
+        if self.smear == "content" and not 1 <= self.smear_width <= self.model_dim:
+            raise UserError(
+                f"model.smear_width is {self.smear_width}; set it from 1 to model.model_dim {self.model_dim}."
+            )
+
+    def _check_layers(self) -> None:
+        last = self.num_layers - 1
+        if not 0 <= self.xsa_last_n <= self.num_layers:
+            raise UserError(f"model.xsa_last_n is {self.xsa_last_n}; set it from 0 to the {self.num_layers} layers.")
+        if self.parallel_from is not None and not 0 <= self.parallel_from <= last:
+            raise UserError(
+                f"model.parallel_from is {self.parallel_from}; set it to a layer from 0 to {last}, or to null for none."
+            )
+        if self.num_loops < 0:
+            raise UserError(f"model.num_loops is {self.num_loops}; set it to 0 for no loop, or above.")
+        if self.num_loops and self.loop_end < self.loop_start:
+            raise UserError(
+                f"model.loop_end {self.loop_end} is before model.loop_start {self.loop_start}; set it to the last of "
+                "the layers that are run again."
+            )
+        if self.num_loops and not 0 <= self.loop_start <= self.loop_end <= last:
+            raise UserError(
+                f"model.loop_start {self.loop_start} to model.loop_end {self.loop_end} goes beyond layers 0 to {last}; "
+                "loop layers that the network has."
+            )
+        num_steps = self.num_layers + self.num_loops * (self.loop_end - self.loop_start + 1)
+        if num_steps > MAX_STEPS:
+            raise UserError(
+                f"model.num_layers {self.num_layers} and model.num_loops {self.num_loops} make {num_steps:,} steps "
+                f"through the layers; make it at most {MAX_STEPS:,}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a query, key or value head, in channels."""
+        return self.model_dim // self.num_heads
+
+    def layer_order(self, looping: bool) -> LayerOrder:
+        """Which layer each step of a forward pass runs.
+
+        Args:
+            looping: Whether the loop is on; without one, the two orders are the same.
+        """
+        return layer_order(self.num_layers, self.loop_start, self.loop_end, self.num_loops if looping else 0)
 
     def describe(self) -> str:
         """The network in a phrase, for people."""
@@ -97,182 +193,79 @@ class GPTConfig:
             f"{self.num_layers} blocks of width {self.model_dim}",
             f"{self.num_heads} query and {self.num_kv_heads} key/value heads",
             f"MLP {self.mlp_mult:g} times as wide",
-            "U-Net skips",
-            "SmearGate",
+            "gated U-Net skips" if self.skip_gates else "U-Net skips",
         ]
+        if self.smear != "none":
+            parts.append("SmearGate" if self.smear == "static" else "SmearGate by content")
         if self.bigram_vocab_size:
             parts.append(f"a hash table of {self.bigram_vocab_size:,} token pairs, {self.bigram_dim} wide")
+        if self.num_loops:
+            parts.append(f"layers {self.loop_start} to {self.loop_end} run {self.num_loops + 1} times")
+        if self.parallel_from is not None:
+            parts.append(f"attention and MLP in parallel from layer {self.parallel_from}")
+        if self.xsa_last_n:
+            parts.append(f"exclusive self attention in the last {self.xsa_last_n} layers")
+        if self.gate_width:
+            parts.append("gated attention heads")
+        if self.rope_dims:
+            parts.append(f"positions in {self.rope_dims} of {self.head_dim} channels of a head")
+        if self.ln_scale:
+            parts.append("norms scaled by depth")
+        if self.mlp_leak:
+            parts.append(f"an activation that leaks {self.mlp_leak:g}")
         return f"{', '.join(parts)}; a vocabulary of {self.vocab_size:,} pieces"
 
 
-class BigramHash(nn.Module):
-    """An embedding of each token's hashed pair with the token before it."""
-
-    optimizer_groups: ClassVar = {"scale": "scalars"}
-
-    def __init__(self, num_buckets: int, dim: int, model_dim: int, num_layers: int) -> None:
-        super().__init__()
-        self.num_buckets = num_buckets
-        self.embed = Embedding(num_buckets, dim)
-        self.proj = Linear(dim, model_dim)
-        self.scale = nn.Parameter(torch.tensor(0.05))
-        # The table starts at zero, so the projection must not, at any width: with both at zero neither has a gradient.
-        nn.init.zeros_(self.embed.weight)
-        with torch.no_grad():
-            self.proj.weight.mul_(1 / math.sqrt(2 * num_layers))
-
-    def buckets(self, ids_BT: Tensor) -> Tensor:
-        """Hash bucket of every position, int32 [B, T]; a sequence's first position has the last bucket to itself."""
-        ids = ids_BT.to(torch.int32)
-        pairs = torch.bitwise_xor(36313 * ids[:, 1:], 27191 * ids[:, :-1]) % (self.num_buckets - 1)
-        return F.pad(pairs, (1, 0), value=self.num_buckets - 1)
-
-    def forward(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embedding [B, T, C] of the pairs, in ``dtype``."""
-        h = self.proj(self.embed(self.buckets(ids_BT)).to(dtype))
-        return h * self.scale.to(dtype)
+def _smear(config: GPTConfig) -> SmearGate | ContentSmearGate | None:
+    if config.smear == "static":
+        return SmearGate(config.model_dim, config.smear_across_documents, config.bos_id)
+    return ContentSmearGate(config.smear_width, config.bos_id) if config.smear == "content" else None
 
 
-class SmearGate(nn.Module):
-    """Mix every position with the one before it, by a learned share per channel."""
-
-    optimizer_groups: ClassVar = {"gate": "scalars"}
-
-    def __init__(self, model_dim: int, across_documents: bool, bos_id: int) -> None:
-        super().__init__()
-        self.across_documents = across_documents
-        self.bos_id = bos_id
-        self.gate = nn.Parameter(torch.zeros(model_dim))
-
-    def forward(self, x_BTC: Tensor, ids_BT: Tensor) -> Tensor:
-        """``(1 - g) x_t + g x_{t-1}``, nothing standing before position 0 (nor before a document, if so asked)."""
-        gate = torch.sigmoid(self.gate).to(x_BTC.dtype)
-        previous = F.pad(x_BTC[:, :-1], (0, 0, 1, 0))
-        if self.across_documents:
-            return (1 - gate) * x_BTC + gate * previous
-        gate = gate * (ids_BT != self.bos_id).unsqueeze(-1)
-        return (1 - gate) * x_BTC + gate * previous
-
-
-def rotary_tables(num_positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, D / 2] of the rotary embedding (Su et al., arXiv 2104.09864), float32."""
-    frequencies = base ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(num_positions, device=device, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Rotate the first half a of each head against the second half b: ``[a cos + b sin, -a sin + b cos]``."""
-    a, b = x_BHTD.chunk(2, dim=-1)
-    return torch.cat((a * cos_TD + b * sin_TD, b * cos_TD - a * sin_TD), dim=-1)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention over RMS-normed, rotated queries and keys."""
-
-    optimizer_groups: ClassVar = {"q_gain": "scalars"}
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim = config.model_dim // config.num_heads
-        kv_dim = self.num_kv_heads * self.head_dim
-        self.c_q = Linear(config.model_dim, config.model_dim)
-        self.c_k = Linear(config.model_dim, kv_dim)
-        self.c_v = Linear(config.model_dim, kv_dim)
-        self.proj = Linear(config.model_dim, config.model_dim)
-        self.q_gain = nn.Parameter(torch.full((self.num_heads,), config.qk_gain_init))
-
-    def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
-        return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
-
-    def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_queries: int) -> Tensor:
-        """Attend from the last ``num_queries`` positions S to all before them; [B, S, C]."""
-        q_BHSD = rms_norm(self._heads(self.c_q(x_BTC[:, -num_queries:]), self.num_heads))
-        # A gain commutes with a rotation, and before it no unscaled rotated queries must be kept for its gradient.
-        q_BHSD = rotate(
-            q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None], cos_TD[-num_queries:], sin_TD[-num_queries:]
-        )
-        k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TD, sin_TD)
-        v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
-        num_positions = x_BTC.size(1)
-        mask_ST = None  # the kernels' own causal mask takes the first query for the first position
-        if num_queries < num_positions:
-            mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=x_BTC.device)
-            mask_ST = mask_ST.tril(num_positions - num_queries)
-        y_BHSD = F.scaled_dot_product_attention(
-            q_BHSD,
-            k_BKTD,
-            v_BKTD,
-            attn_mask=mask_ST,
-            is_causal=mask_ST is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        return self.proj(y_BHSD.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """``proj(relu(fc(x))^2)``."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        hidden = int(config.mlp_mult * config.model_dim)
-        self.fc = Linear(config.model_dim, hidden)
-        self.proj = Linear(hidden, config.model_dim)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Map every position by itself; [B, T, C] in and out."""
-        return self.proj(F.relu(self.fc(x_BTC)).square())
-
-
-class Block(nn.Module):
-    """Attention and MLP on a per-channel mix of the residual stream and the network's input."""
-
-    optimizer_groups: ClassVar = {"attn_scale": "scalars", "mlp_scale": "scalars", "resid_mix": "scalars"}
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.attn = Attention(config)
-        self.mlp = MLP(config)
-        self.attn_scale = nn.Parameter(torch.ones(config.model_dim))
-        self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
-        self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
-
-    def forward(self, x_BTC: Tensor, x0_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_wanted: int) -> Tensor:
-        """One step of the residual stream for the last ``num_wanted`` positions S, [B, S, C].
-
-        Args:
-            x_BTC: The stream.
-            x0_BTC: The network's normed, smeared input.
-            cos_TD: Cosines of the rotary embedding.
-            sin_TD: Its sines.
-            num_wanted: Positions that anything after this block looks at; keys and values are of all T.
-        """
-        mix = self.resid_mix.to(x_BTC.dtype)
-        x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC
-        attended_BSC = self.attn(rms_norm(x_BTC), cos_TD, sin_TD, num_wanted)
-        x_BSC = x_BTC[:, -num_wanted:] + self.attn_scale.to(x_BTC.dtype) * attended_BSC
-        return x_BSC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(rms_norm(x_BSC))
+def _block(config: GPTConfig, layer: int) -> Block:
+    attention = Attention(
+        config.model_dim,
+        config.num_heads,
+        config.num_kv_heads,
+        config.qk_gain_init,
+        exclusive=layer >= config.num_layers - config.xsa_last_n,
+        gate_width=config.gate_width,
+    )
+    return Block(
+        attention,
+        MLP(config.model_dim, int(config.mlp_mult * config.model_dim), config.mlp_leak),
+        config.model_dim,
+        norm_scale=1 / math.sqrt(layer + 1) if config.ln_scale else 1.0,
+        parallel=config.parallel_from is not None and layer >= config.parallel_from,
+    )
 
 
 class GPT(nn.Module):
-    """The whole network. Weights are float32; under autocast the residual stream is of autocast's dtype."""
+    """The whole network. Weights are float32; under autocast the residual stream is of autocast's dtype.
 
-    optimizer_groups: ClassVar = {"skip_weights": "scalars"}
+    Attributes:
+        looping: Whether forward passes run the looped layer order. On from the start where the configuration has a
+            loop, so that a network is scored as it is described; training that begins without turns it off.
+    """
+
+    optimizer_groups: ClassVar = {"skip_weights": "scalars", "skip_gates": "scalars"}
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.looping = config.num_loops > 0
         self.tok_emb = Embedding(config.vocab_size, config.model_dim)
         self.bigram = (
             BigramHash(config.bigram_vocab_size, config.bigram_dim, config.model_dim, config.num_layers)
             if config.bigram_vocab_size
             else None
         )
-        self.smear = SmearGate(config.model_dim, config.smear_across_documents, config.bos_id)
-        self.num_skips = config.num_layers // 2
-        self.skip_weights = nn.Parameter(torch.ones(self.num_skips, config.model_dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.smear = _smear(config)
+        # The plain order uses the first of them, the looped one, which is never shorter, all.
+        num_skips = len(config.layer_order(looping=True).encoder)
+        self.skip_weights = nn.Parameter(torch.ones(num_skips, config.model_dim))
+        self.skip_gates = nn.Parameter(torch.zeros(num_skips, config.model_dim)) if config.skip_gates else None
+        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
         self._initialize()
 
@@ -325,10 +318,17 @@ class GPT(nn.Module):
         return {name: p.shape for name, p in self.named_parameters()}
 
     def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
-        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
+        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
+        x = self.head_input(input_ids_BT, num_scored)
+        head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
+        z = F.linear(x, head.to(x.dtype)).float()
+        return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
-        The last block's queries, its MLP and the head are computed for those positions alone: exact, since nothing
-        else looks at the others.
+    def head_input(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
+        """What the head multiplies for the last ``num_scored`` positions S, [B, S, C].
+
+        The last step's queries and its MLP are computed for those positions alone: exact, since nothing else looks at
+        the others.
         """
         device = input_ids_BT.device
         dtype = (
@@ -336,26 +336,40 @@ class GPT(nn.Module):
             if torch.is_autocast_enabled(device.type)
             else self.tok_emb.weight.dtype
         )
-        x = self.tok_emb(input_ids_BT)
-        if self.bigram is not None:
-            x = x + self.bigram(input_ids_BT, dtype)
-        x = self.smear(rms_norm(x).to(dtype), input_ids_BT)
-        x0 = x
-        skips: list[Tensor] = []
-        cos, sin = rotary_tables(
-            input_ids_BT.size(1), self.config.model_dim // self.config.num_heads, self.config.rope_base, device
-        )
+        x0 = x = self._embed(input_ids_BT, dtype)
+        num_positions, rotated = input_ids_BT.size(1), self.config.rope_dims or self.config.head_dim
+        cos, sin = rotary_tables(num_positions, rotated, self.config.rope_base, device)
         cos, sin = cos.to(dtype), sin.to(dtype)
-        for i, block in enumerate(self.blocks):
-            if i >= self.num_skips and skips:
-                x = x + self.skip_weights[i - self.num_skips].to(dtype) * skips.pop()
-            last = i == self.config.num_layers - 1
-            x = block(x, x0, cos, sin, num_scored if last else x.size(1))
-            if i < self.num_skips:
-                skips.append(x)
-        head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
-        z = F.linear(rms_norm(x), head.to(dtype)).float()
-        return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
+        encoder, decoder = self.config.layer_order(self.looping)
+        skips: list[Tensor] = []
+        for layer in encoder:
+            x = self.blocks[layer](x, x0, cos, sin, num_positions)
+            skips.append(x)
+        for step, layer in enumerate(decoder):
+            if skips:
+                x = self._join(x, skips.pop(), step)
+            last = step == len(decoder) - 1
+            x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_positions)
+        return rms_norm(x)
+
+    def _embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """The stream's first state [B, T, C], in ``dtype``: normed, and smeared before the norm or after it."""
+        x = self.tok_emb(ids_BT)
+        if self.bigram is not None:
+            x = x + self.bigram(ids_BT, dtype)
+        if isinstance(self.smear, ContentSmearGate):
+            x = self.smear(x, ids_BT)
+        x = rms_norm(x).to(dtype)
+        if isinstance(self.smear, SmearGate):
+            x = self.smear(x, ids_BT)
+        return x
+
+    def _join(self, x_BTC: Tensor, skip_BTC: Tensor, step: int) -> Tensor:
+        """The stream with the skip of a decoder step: their sum, or where gates are, a mix by the gate's share."""
+        weighted_BTC = self.skip_weights[step].to(x_BTC.dtype) * skip_BTC
+        if self.skip_gates is None:
+            return x_BTC + weighted_BTC
+        return torch.lerp(weighted_BTC, x_BTC, torch.sigmoid(self.skip_gates[step]).to(x_BTC.dtype))
 
     def forward(self, input_ids_BT: Tensor, target_ids_BS: Tensor) -> Tensor:
         """Cross-entropy of each target, in nats, float32 [B, S]; targets are those of the last S positions."""

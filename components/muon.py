@@ -1,32 +1,46 @@
 """Muon: momentum orthogonalized by Newton-Schulz, batched by shape and shared out over the ranks.
 
-Source of the method and its coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/.
+Source of the method and its coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Of the others:
+Amsel et al., Polar Express, arXiv 2505.16932.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+Coefficients = tuple[float, float, float]
+"""a, b and c of one iteration, which maps a singular value s to ``a s + b s^3 + c s^5``."""
+
+NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
+"""The same in every iteration; 5 of them bring singular values into about [0.7, 1.2]."""
+
+POLAR_EXPRESS: tuple[Coefficients, ...] = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+"""One for each of 5 iterations, each the best for what the one before leaves (safety factor 0.02, cushion 2)."""
 
 
-def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices_NRC: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
     """Move every matrix's singular values toward 1 by a quintic Newton-Schulz iteration in bfloat16.
 
     Args:
         matrices_NRC: N matrices of R rows and C >= R columns, any float dtype.
-        steps: Iterations; 5 bring singular values into about [0.7, 1.2].
+        coefficients: Those of each iteration.
 
     Returns:
         bfloat16 [N, R, C].
     """
-    a, b, c = NEWTON_SCHULZ
     assert matrices_NRC.size(-2) <= matrices_NRC.size(-1), "the small Gram matrix is the cheap one: transpose first"
     x = matrices_NRC.bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -34,18 +48,25 @@ def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
     # and the same comes out: bfloat16 numbers multiply exactly in float32, and either way the sum is rounded once.
     working = torch.float32 if x.device.type == "cpu" else torch.bfloat16
     x = x.to(working)
-    for _ in range(steps):
+    for a, b, c in coefficients:
         gram = torch.bmm(x, x.mT).bfloat16().to(working)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).bfloat16().to(working)
         x = torch.baddbmm(x, gram, x, beta=a).bfloat16().to(working)
     return x.bfloat16()
 
 
-def orthogonalize_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
+def orthogonalize_all(
+    matrices: list[Tensor], coefficients: Sequence[Coefficients], row_normalize: bool = False
+) -> list[Tensor]:
     """Orthogonalize matrices of any shapes, the same ones on every rank, each rank doing its share.
 
     Matrices of one shape go through one batched iteration, together with those of the transposed shape. Where a
     process group is up, each rank computes an equal run of every batch, and one gather brings all of them to all.
+
+    Args:
+        matrices: The matrices.
+        coefficients: Those of each iteration.
+        row_normalize: Whether each row of each matrix is brought to unit length before.
 
     Returns:
         bfloat16 matrices in the order given.
@@ -54,17 +75,19 @@ def orthogonalize_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
     for i, matrix in enumerate(matrices):
         rows, cols = matrix.shape
         buckets.setdefault((min(rows, cols), max(rows, cols)), []).append(i)
-    wide = [m.mT if m.size(0) > m.size(1) else m for m in matrices]
+
+    def prepared(i: int) -> Tensor:
+        matrix = F.normalize(matrices[i], dim=-1, eps=1e-7) if row_normalize else matrices[i]
+        return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
+
     world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    # Every rank's part is of one size, so that one gather of equal parts does: the last ones are padded with repeats.
-    shares = {shape: -(-len(indices) // world_size) for shape, indices in buckets.items()}
-    mine = [
-        orthogonalize(
-            torch.stack([wide[indices[min(rank * shares[shape] + j, len(indices) - 1)]] for j in range(shares[shape])]),
-            steps,
-        )
-        for shape, indices in buckets.items()
-    ]
+
+    def my_share(indices: list[int]) -> Tensor:
+        # Every rank's is of one size, so that one gather of equal parts does: the last ones are padded with repeats.
+        size = -(-len(indices) // world_size)
+        return torch.stack([prepared(indices[min(rank * size + j, len(indices) - 1)]) for j in range(size)])
+
+    mine = [orthogonalize(my_share(indices), coefficients) for indices in buckets.values()]
     parts = _gather([part.flatten() for part in mine], world_size)
     results: list[Tensor] = [torch.empty(0)] * len(matrices)
     for (shape, indices), ranks_parts in zip(buckets.items(), parts, strict=True):
@@ -96,7 +119,9 @@ class Muon(Optimizer):
         lr: Step size, in units of the orthogonalized update.
         weight_decay: Share of the weight removed each step, times lr.
         momentum: Share of the buffer kept each step.
-        newton_schulz_steps: Iterations of the orthogonalization.
+        coefficients: Those of each iteration of the orthogonalization.
+        row_normalize: Whether each row of the direction, an output channel, is brought to unit length before it is
+            orthogonalized.
     """
 
     def __init__(
@@ -105,13 +130,15 @@ class Muon(Optimizer):
         lr: float,
         weight_decay: float,
         momentum: float = 0.95,
-        newton_schulz_steps: int = 5,
+        coefficients: Sequence[Coefficients] = (NEWTON_SCHULZ,) * 5,
+        row_normalize: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "newton_schulz_steps": newton_schulz_steps,
+            "coefficients": tuple(coefficients),
+            "row_normalize": row_normalize,
         }
         super().__init__(params, defaults)
         assert all(p.ndim == 2 for group in self.param_groups for p in group["params"]), "Muon is for matrices"
@@ -138,7 +165,7 @@ class Muon(Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         directions = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-        updates = orthogonalize_all(list(directions), group["newton_schulz_steps"])
+        updates = orthogonalize_all(list(directions), group["coefficients"], group["row_normalize"])
         scales = [-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in params]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         updates = [u.to(p.dtype) for u, p in zip(updates, params, strict=True)]

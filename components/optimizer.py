@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from components.muon import Muon
+from components.errors import UserError
+from components.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients, Muon
 
 GROUPS = ("matrices", "embeddings", "scalars", "head")
 """The optimizer groups that a module may place its parameters in."""
@@ -24,27 +25,53 @@ class OptimizerConfig:
         matrix_lr: Muon's learning rate for block matrices and the bigram projection.
         matrix_weight_decay: Muon's decoupled weight decay, times its learning rate each step.
         newton_schulz_steps: Iterations of Muon's orthogonalization.
+        newton_schulz_coefficients: "jordan" for the same polynomial in every iteration, or "polar_express" for one of
+            its own in each of at most 5.
+        row_normalize: Whether Muon brings each output channel's direction to unit length before it orthogonalizes.
         embedding_lr: AdamW's learning rate for the token and bigram tables of a network with tied embeddings.
+        embedding_weight_decay: AdamW's decoupled weight decay of the tables, times their learning rate each step.
         untied_embedding_lr: The same for a network whose embeddings are not tied.
         head_lr: Adam's learning rate for an untied output head.
         scalar_lr: AdamW's learning rate for scales, mixes, gains, gates and skip weights.
+        scalar_weight_decay: AdamW's decoupled weight decay of these, times their learning rate each step.
         adam_beta1: AdamW's decay of the mean gradient.
         adam_beta2: AdamW's decay of the mean squared gradient.
         adam_eps: AdamW's addend to the root mean square.
-        adam_weight_decay: AdamW's decoupled weight decay, times its learning rate each step.
     """
 
     matrix_lr: float = 0.025
     matrix_weight_decay: float = 0.04
     newton_schulz_steps: int = 5
+    newton_schulz_coefficients: Literal["jordan", "polar_express"] = "jordan"
+    row_normalize: bool = False
     embedding_lr: float = 0.03
+    embedding_weight_decay: float = 0.01
     untied_embedding_lr: float = 0.6
     head_lr: float = 0.008
     scalar_lr: float = 0.02
+    scalar_weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
-    adam_weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse iterations that have no coefficients.
+
+        Raises:
+            UserError: Polar Express is asked for more iterations than it has polynomials.
+        """
+        if self.newton_schulz_coefficients == "polar_express" and self.newton_schulz_steps > len(POLAR_EXPRESS):
+            raise UserError(
+                f"model.optimizer.newton_schulz_steps is {self.newton_schulz_steps}, and polar_express has "
+                f"coefficients for {len(POLAR_EXPRESS)}; set it to at most that."
+            )
+
+    @property
+    def iterations(self) -> tuple[Coefficients, ...]:
+        """The coefficients of each iteration of Muon's orthogonalization."""
+        if self.newton_schulz_coefficients == "polar_express":
+            return POLAR_EXPRESS[: self.newton_schulz_steps]
+        return (NEWTON_SCHULZ,) * self.newton_schulz_steps
 
 
 class CompositeOptimizer(Optimizer):
@@ -114,17 +141,20 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> CompositeOpt
         [group("matrices", config.matrix_lr)],
         lr=config.matrix_lr,
         weight_decay=config.matrix_weight_decay,
-        newton_schulz_steps=config.newton_schulz_steps,
+        coefficients=config.iterations,
+        row_normalize=config.row_normalize,
     )
     embedding_lr = config.untied_embedding_lr if params["head"] else config.embedding_lr
-    adamw_groups = [group("embeddings", embedding_lr), group("scalars", config.scalar_lr)]
+    adamw_groups = [
+        group("embeddings", embedding_lr, weight_decay=config.embedding_weight_decay),
+        group("scalars", config.scalar_lr, weight_decay=config.scalar_weight_decay),
+    ]
     if params["head"]:
         adamw_groups.append(group("head", config.head_lr, weight_decay=0.0))
     adamw = AdamW(
         adamw_groups,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
-        weight_decay=config.adam_weight_decay,
         fused=True,
     )
     return CompositeOptimizer([muon, adamw])

@@ -24,6 +24,7 @@ from components.storage import LARGEST_FLOAT16_TENSOR, Storage
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """The first bytes of a public file."""
 _PASSTHROUGH = ("passthrough", "passthrough_fp16")
+_QUANTIZED = (Storage.INT5, Storage.INT6, Storage.INT8)
 
 
 class _Malformed(Exception):  # noqa: N818
@@ -47,8 +48,15 @@ def write_public_artifact(path: Path | str, tensors: Mapping[str, StoredTensor])
         The file's length in bytes.
 
     Raises:
-        UserError: zstandard is missing or the file cannot be written.
+        UserError: a tensor is stored in a way that the format does not know, zstandard is missing, or the file cannot
+            be written.
     """
+    for name, tensor in tensors.items():
+        if tensor.storage not in (*_QUANTIZED, Storage.FLOAT16):
+            raise UserError(
+                f"{name} is stored as {tensor.storage}, which the public format does not know; keep the artifact as it "
+                "is."
+            )
     compressor = require_zstandard().ZstdCompressor(level=ZSTD_LEVEL)
     weights: dict[str, Tensor] = {}
     types: dict[str, Any] = {}
@@ -128,7 +136,7 @@ def _stored_tensor(name: str, kind: object, weights: Mapping[str, Tensor]) -> St
         tensor = StoredTensor(Storage.FLOAT16, values.contiguous())
     else:
         storage = kind.get("type") if isinstance(kind, dict) else None
-        if storage not in (Storage.INT5, Storage.INT6, Storage.INT8):
+        if storage not in _QUANTIZED:
             raise _Malformed(f"it gives {name} the type {kind!r}, which this program does not know")
         codes, scales = _part(weights, f"{name}.q", torch.int8), _part(weights, f"{name}.scale", torch.float16)
         if codes.ndim != 2 or scales.shape != codes.shape[:1]:

@@ -11,10 +11,13 @@ the float64 one is a unit off (numerator and divisor are too short to come that 
 rounding to float16 is done on the bits.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +26,17 @@ from torch import Tensor
 from components.errors import UserError
 from components.storage import Storage
 
+if TYPE_CHECKING:
+    from components.gpt import GPT
+
 INT8_PERCENTILE = 0.9999984
 """Share of a row's magnitudes, by linear interpolation, that int8 storage keeps unclipped."""
 
-_SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
-_LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
+SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
+"""The least scale of a row, so that a row of zeros can be divided by it; int8 rows of the public rule have 1/127."""
+
+LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT7: 63, Storage.INT8: 127}
+"""The largest code of each quantized storage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +77,7 @@ class StoredTensor:
             return False
         if self.scales is None or self.values.numel() == 0:
             return True
-        largest = _LARGEST_CODE[self.storage]
+        largest = LARGEST_CODE[self.storage]
         smallest = -largest if self.storage is Storage.INT8 else -largest - 1
         return bool(smallest <= self.values.min() and self.values.max() <= largest)
 
@@ -84,7 +93,23 @@ class Quantizer(ABC):
 
     The default is `Nearest`. A quantizer with another rule of rounding stands in its place by
     ``--export.quantizer CLASS``.
+
+    Attributes:
+        calibration_batches: Micro-batches of training data, over all ranks, that it must see before it quantizes; 0
+            where it looks at the weights alone.
     """
+
+    calibration_batches: int = 0
+
+    def calibrate(self, network: GPT, batches: Iterable[Tensor]) -> None:  # noqa: B027 (nothing to do is the default)
+        """Look at what a network computes with, before `quantize_all` is asked for the weights that it then has.
+
+        Every rank calls, with batches of its own.
+
+        Args:
+            network: The network, with the weights to quantize.
+            batches: int64 ids [B, T] on the network's device, this rank's share of `calibration_batches`.
+        """
 
     @abstractmethod
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
@@ -103,15 +128,24 @@ class Quantizer(ABC):
 
 
 class Nearest(Quantizer):
-    """Round every weight to the nearest code; see `quantize`."""
+    """Round every weight to the nearest code; see `quantize`.
+
+    Args:
+        row_max_floor: A row of int5, int6 or int7 whose largest magnitude is under this is scaled as if it were this; 0
+            for none. The records of 21 March and 1 April have 1: no int6 scale is under 1/31. Int8 rows always have 1.
+    """
+
+    def __init__(self, row_max_floor: float = 0.0) -> None:
+        check_row_max_floor(row_max_floor)
+        self.row_max_floor = row_max_floor
 
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
         """Store each matrix by itself."""
-        return {name: quantize(matrix.cpu(), storages[name]) for name, matrix in matrices.items()}
+        return {name: quantize(matrix.cpu(), storages[name], self.row_max_floor) for name, matrix in matrices.items()}
 
     def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
         """What `quantize` stores, bit for bit; see the function of this name."""
-        return fake_quantize(weight, storage)
+        return fake_quantize(weight, storage, self.row_max_floor)
 
 
 def store(
@@ -147,27 +181,28 @@ def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     return {name: tensor.dequantize() for name, tensor in tensors.items()}
 
 
-def quantize(weight: Tensor, storage: Storage) -> StoredTensor:
+def quantize(weight: Tensor, storage: Storage, row_max_floor: float = 0.0) -> StoredTensor:
     """Store `weight`, per output row where `storage` is quantized.
 
-    int5 and int6: ``scale = float16(max|row| / c)``, ``code = clamp(round(row / scale), -(c + 1), c)`` with c = 15 or
-    31. int8: the row is clipped at its `INT8_PERCENTILE`, ``scale = max(clip, 1) / 127``, codes by the float32 scale,
-    of which the float16 is stored (the public exporter's rule). Halves round to even. int5 and int6 scales are at
-    least the smallest normal float16, so a row of zeros stays one. A value that is not finite, or a scale that
-    overflows float16, gives a row that is not finite.
+    int5, int6 and int7: ``scale = float16(max(max|row|, floor) / c)`` with c = 15, 31 or 63,
+    ``code = clamp(round(row / scale), -(c + 1), c)``. int8: the row is clipped at its `INT8_PERCENTILE`,
+    ``scale = max(clip, 1) / 127``, codes by the float32 scale, of which the float16 is stored (the public exporter's
+    rule). Halves round to even. Scales are at least the smallest normal float16, so a row of zeros stays one. A value
+    that is not finite, or a scale that overflows float16, gives a row that is not finite.
 
     Args:
         weight: float tensor, [rows, cols] unless `storage` is float16.
         storage: how to store it.
+        row_max_floor: the floor of int5, int6 and int7 rows.
     """
     weight = weight.detach()
     if storage is Storage.FLOAT16:
         return StoredTensor(storage, weight.to(torch.float16))
-    codes, scales = _codes_and_scales(weight, storage)
+    codes, scales = _codes_and_scales(weight, storage, row_max_floor)
     return StoredTensor(storage, codes, scales.to(torch.float16))
 
 
-def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
+def fake_quantize(weight: Tensor, storage: Storage, row_max_floor: float = 0.0) -> Tensor:
     """The float32 value that export would give `weight`, bit for bit, with the gradient passed straight through.
 
     Float16 storage leaves the weight untouched. Source of the estimator: Bengio, Leonard and Courville (2013),
@@ -176,24 +211,44 @@ def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
     Args:
         weight: float32 [rows, cols].
         storage: how export will store it.
+        row_max_floor: the floor of int5, int6 and int7 rows.
     """
     if storage is Storage.FLOAT16:
         return weight
-    dequantized = _dequantize(*_codes_and_scales(weight.detach(), storage))
+    dequantized = _dequantize(*_codes_and_scales(weight.detach(), storage, row_max_floor))
     # The bracket is exactly zero, and carries the gradient.
     return dequantized + (weight - weight.detach())
 
 
-def _codes_and_scales(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
+def check_row_max_floor(row_max_floor: float) -> None:
+    """Refuse a floor that is no magnitude.
+
+    Raises:
+        UserError: The floor is negative, or beyond the range of float16.
+    """
+    if not 0 <= row_max_floor <= torch.finfo(torch.float16).max:
+        raise UserError(
+            f"export.quantizer.row_max_floor is {row_max_floor}; set the least magnitude that a row is scaled by, from "
+            "0 (none) to 65504."
+        )
+
+
+def row_max_scales(weight: Tensor, storage: Storage, floor: float) -> Tensor:
+    """Row maximum, at least the floor, over the largest code: float32 [rows] that float16 holds exactly."""
+    row_max = weight.float().abs().amax(dim=1).clamp_min(floor)
+    return round_to_float16(_divide(row_max, LARGEST_CODE[storage]).clamp_min(SMALLEST_SCALE))
+
+
+def _codes_and_scales(weight: Tensor, storage: Storage, row_max_floor: float) -> tuple[Tensor, Tensor]:
     """int8 codes [rows, cols] and float32 scales [rows] that float16 holds exactly."""
     weight = weight.float()
-    largest = _LARGEST_CODE[storage]
+    largest = LARGEST_CODE[storage]
     if storage is Storage.INT8:
         clip = _row_clip(weight)
         scales = _divide(clip.clamp_min(1.0), largest)
         clipped = torch.minimum(torch.maximum(weight, -clip[:, None]), clip[:, None])
-        return _codes(clipped, scales, -largest, largest), _round_to_float16(scales)
-    scales = _round_to_float16(_divide(weight.abs().amax(dim=1), largest).clamp_min(_SMALLEST_SCALE))
+        return _codes(clipped, scales, -largest, largest), round_to_float16(scales)
+    scales = row_max_scales(weight, storage, row_max_floor)
     return _codes(weight, scales, -largest - 1, largest), scales
 
 
@@ -212,7 +267,7 @@ def _codes(weight: Tensor, scales: Tensor, smallest: int, largest: int) -> Tenso
     return quotients.round().clamp(smallest, largest).to(torch.int8)
 
 
-def _round_to_float16(values: Tensor) -> Tensor:
+def round_to_float16(values: Tensor) -> Tensor:
     """Round positive float32 values from float16's normal range to the nearest float16, halves to even, as float32."""
     bits = values.view(torch.int32)
     dropped = 13  # bits of the float32 fraction that float16 lacks

@@ -15,7 +15,7 @@ class Scorer:
     """Goes through a text's windows, batch by batch and chunk by chunk.
 
     A scorer that does something between chunks, such as training on what it has scored, sets ``chunk_tokens`` and
-    ``after_chunk``; the loop scores all of a chunk on every rank before it calls that.
+    ``after_chunk``; a rank has scored all of its batches of a chunk before it calls that.
     """
 
     chunk_tokens: int = 0
@@ -34,8 +34,9 @@ class Scorer:
             The totals over all ranks.
         """
         metric = BitsPerByte().to(windows.device)
-        with tqdm(total=len(windows), desc=progress, disable=progress is None, leave=False, unit="batch") as bar:
-            chunks = windows.chunks(self.chunk_tokens)
+        chunks = windows.chunks(self.chunk_tokens)
+        num_batches = sum(map(windows.num_batches, chunks))
+        with tqdm(total=num_batches, desc=progress, disable=progress is None, leave=False, unit="batch") as bar:
             for chunk in chunks:
                 for batch in windows.batches(chunk):
                     metric.update(network(batch.input_ids, batch.target_ids), batch)

@@ -98,7 +98,11 @@ class WindowBatch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A run of windows, and the targets that they score, each given as first and end (exclusive)."""
+    """A run of windows and a run of targets, each given as first and end (exclusive).
+
+    Once these windows and those before them are scored, so is every target before ``end_target``; the last of them may
+    score some targets beyond it.
+    """
 
     first_window: int
     end_window: int
@@ -146,7 +150,7 @@ class WindowLoader:
     def __len__(self) -> int:
         """Batches of this rank."""
         [whole] = self.chunks()
-        return len(self._first_windows(whole))
+        return self.num_batches(whole)
 
     def __iter__(self) -> Iterator[WindowBatch]:
         """Assemble this rank's batches in order."""
@@ -173,6 +177,10 @@ class WindowLoader:
             Chunk(*chunk)
             for chunk in zip(first_windows, [*first_windows[1:], len(self.windows)], edges, edges[1:], strict=False)
         ]
+
+    def num_batches(self, chunk: Chunk) -> int:
+        """Batches of a chunk that this rank has."""
+        return len(self._first_windows(chunk))
 
     def batches(self, chunk: Chunk) -> Iterator[WindowBatch]:
         """Assemble this rank's batches of a chunk in order."""

@@ -30,6 +30,7 @@ class Storage(StrEnum):
 
     INT5 = "int5"
     INT6 = "int6"
+    INT7 = "int7"
     INT8 = "int8"
     FLOAT16 = "float16"
 
@@ -47,7 +48,7 @@ class StorageRule:
     """
 
     names: str
-    storage: Literal["int5", "int6", "int8", "float16"]
+    storage: Literal["int5", "int6", "int7", "int8", "float16"]
     at_most: int = 0
     qat: bool = False
 

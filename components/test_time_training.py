@@ -76,7 +76,7 @@ class ScoreFirstTraining(Scorer):
 
     def score(self, network: nn.Module, windows: WindowLoader, progress: str | None = None) -> Score:
         """Score every rank's windows, training in between, and give the network its weights back; see `Scorer`."""
-        parameters = list(network.parameters())
+        parameters: list[Tensor] = list(network.parameters())
         saved = [p.detach().clone() for p in parameters]
         self._optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
         self._trained = []

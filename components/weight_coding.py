@@ -1,7 +1,7 @@
 """The statistical model under which an artifact's weights are coded, near to their entropy.
 
-Every tensor is cut into planes: matrices of bytes, each of one kind. A quantized matrix is a plane of int5, int6 or
-int8 codes [rows, cols]; its scales, and every float16 tensor, are a plane of high bytes (sign, exponent, two bits of
+Every tensor is cut into planes: matrices of bytes, each of one kind. A quantized matrix is a plane of int5, int6, int7
+or int8 codes [rows, cols]; its scales, and every float16 tensor, are a plane of high bytes (sign, exponent, two bits of
 fraction) and a plane of low bytes (the rest of the fraction). A tensor that is no matrix counts as one row, and one of
 more than two dimensions keeps its first as rows.
 
@@ -15,7 +15,7 @@ All is integer arithmetic: the same tensors give the same tables and codes on ev
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -31,18 +31,28 @@ _LEAST_LINE = 128  # a row or column of fewer values has no level of its own: it
 
 
 class _Kind(IntEnum):
-    """What the bytes of a plane are, in the order in which planes are coded."""
+    """What the bytes of a plane are, in the order in which planes are coded.
+
+    A new kind goes to the end, so that what was coded without it still decodes.
+    """
 
     INT5 = 0
     INT6 = 1
     INT8 = 2
     HIGH = 3
     LOW = 4
+    INT7 = 5
 
 
-_CODES = {Storage.INT5: _Kind.INT5, Storage.INT6: _Kind.INT6, Storage.INT8: _Kind.INT8}
-_NUM_TABLES = len(_Kind) * _LEVELS
-_TABLES_BYTES = 2 * 256 * _NUM_TABLES
+NUM_KINDS = len(_Kind)
+"""How many kinds of planes there are; models made when there were fewer are shorter."""
+
+_CODES = {
+    Storage.INT5: _Kind.INT5,
+    Storage.INT6: _Kind.INT6,
+    Storage.INT7: _Kind.INT7,
+    Storage.INT8: _Kind.INT8,
+}
 
 
 @dataclass(frozen=True)
@@ -96,29 +106,37 @@ def encode_tensors(tensors: Sequence[StoredTensor]) -> tuple[bytes, bytes]:
     return model, rans.encode(fit.symbols, fit.frequencies, fit.table_of)
 
 
-def model_bytes(forms: Sequence[TensorForm]) -> int:
-    """Length of the model of tensors of these forms."""
-    return sum(plane.num_levels for plane in _planes(forms)) + _TABLES_BYTES
+def model_bytes(forms: Sequence[TensorForm], num_kinds: int = NUM_KINDS) -> int:
+    """Length of the model of tensors of these forms, made when there were so many kinds."""
+    return sum(plane.num_levels for plane in _planes(forms)) + _tables_bytes(num_kinds)
 
 
-def decode_tensors(forms: Sequence[TensorForm], model: bytes, values: bytes) -> list[StoredTensor]:
+def decode_tensors(
+    forms: Sequence[TensorForm], model: bytes, values: bytes, num_kinds: int = NUM_KINDS
+) -> list[StoredTensor]:
     """The tensors of these forms that `encode_tensors` turned into `model` and `values`.
+
+    Args:
+        forms: how each tensor is stored, none of a kind that there was not when the model was made.
+        model: the model, of `model_bytes` bytes.
+        values: the coded values.
+        num_kinds: how many kinds there were when the model was made.
 
     Raises:
         rans.CorruptStreamError: `values` are not what such tensors are coded as.
     """
-    assert len(model) == model_bytes(forms)
+    assert len(model) == model_bytes(forms, num_kinds)
     planes = _planes(forms)
-    levels = np.split(
-        np.frombuffer(model, np.int8, len(model) - _TABLES_BYTES), np.cumsum([plane.num_levels for plane in planes])
-    )
+    assert all(plane.kind < num_kinds for plane in planes)
+    levels_bytes = len(model) - _tables_bytes(num_kinds)
+    levels = np.split(np.frombuffer(model, np.int8, levels_bytes), np.cumsum([plane.num_levels for plane in planes]))
     table_of = [_tables_of(plane, plane_levels) for plane, plane_levels in zip(planes, levels, strict=False)]
-    low, high = np.frombuffer(model, np.uint8, offset=len(model) - _TABLES_BYTES).reshape(2, _NUM_TABLES, 256)
+    low, high = np.frombuffer(model, np.uint8, offset=levels_bytes).reshape(2, num_kinds * _LEVELS, 256)
     frequencies = low.astype(np.uint16) | (high.astype(np.uint16) << np.uint16(8))
     symbols = rans.decode(values, frequencies, _joined(table_of, np.uint16))
-    parts: list[list[NDArray[np.uint8]]] = [[] for _ in forms]
+    parts: list[dict[_Kind, NDArray[np.uint8]]] = [{} for _ in forms]
     for plane, part in zip(planes, np.split(symbols, np.cumsum([plane.num_values for plane in planes])), strict=False):
-        parts[plane.tensor].append(part)
+        parts[plane.tensor][plane.kind] = part
     return [_assemble(form, part) for form, part in zip(forms, parts, strict=True)]
 
 
@@ -141,12 +159,17 @@ def _fit(tensors: Sequence[StoredTensor]) -> _Fit:
     symbols = [cuts[plane.tensor, plane.kind] for plane in planes]
     levels = [_levels(plane, values) for plane, values in zip(planes, symbols, strict=True)]
     table_of = [_tables_of(plane, plane_levels) for plane, plane_levels in zip(planes, levels, strict=True)]
-    flat_counts = np.zeros(_NUM_TABLES * 256, np.int64)
+    num_tables = NUM_KINDS * _LEVELS
+    flat_counts = np.zeros(num_tables * 256, np.int64)
     for tables, values in zip(table_of, symbols, strict=True):
         flat_counts += np.bincount((tables.astype(np.intp) << 8) | values, minlength=flat_counts.size)
-    counts = flat_counts.reshape(_NUM_TABLES, 256)
-    frequencies = np.stack([rans.frequency_table(counts[table]) for table in range(_NUM_TABLES)])
+    counts = flat_counts.reshape(num_tables, 256)
+    frequencies = np.stack([rans.frequency_table(counts[table]) for table in range(num_tables)])
     return _Fit(planes, levels, _joined(symbols, np.uint8), _joined(table_of, np.uint16), counts, frequencies)
+
+
+def _tables_bytes(num_kinds: int) -> int:
+    return 2 * 256 * num_kinds * _LEVELS
 
 
 def _planes(forms: Sequence[TensorForm]) -> list[_PlaneForm]:
@@ -177,12 +200,14 @@ def _cut(tensor: StoredTensor) -> list[tuple[_Kind, NDArray[np.uint8]]]:
     return [*planes, (_Kind.HIGH, halves[:, 1]), (_Kind.LOW, halves[:, 0])]
 
 
-def _assemble(form: TensorForm, planes: Sequence[NDArray[np.uint8]]) -> StoredTensor:
+def _assemble(form: TensorForm, planes: Mapping[_Kind, NDArray[np.uint8]]) -> StoredTensor:
     """The tensor that `_cut` cut into these planes."""
-    *codes, high, low = planes
-    floats = torch.from_numpy(np.stack([low, high], axis=1).view("<f2").astype(np.float16).ravel())
-    if codes:
-        return StoredTensor(form.storage, torch.from_numpy(codes[0].view(np.int8).reshape(form.shape)), floats)
+    floats = torch.from_numpy(
+        np.stack([planes[_Kind.LOW], planes[_Kind.HIGH]], axis=1).view("<f2").astype(np.float16).ravel()
+    )
+    if form.storage in _CODES:
+        codes = planes[_CODES[form.storage]].view(np.int8).reshape(form.shape)
+        return StoredTensor(form.storage, torch.from_numpy(codes), floats)
     return StoredTensor(form.storage, floats.reshape(form.shape))
 
 

@@ -1,7 +1,7 @@
 """The demo's text, from what every Python installation carries: `python -m datamodules.corpus --out FOLDER`.
 
-The standard library's documentation topics, and of each of its modules the docstrings and the source without them.
-Nothing is imported to be read. The folder is left as it is while it is whole and made by this code on this Python.
+The text is the documentation topics of the standard library and, for each of its modules, the docstrings and the
+source without them. No module is imported. A folder that is complete and was made by this code on this Python is kept.
 """
 
 import argparse
@@ -35,10 +35,10 @@ _CODE = ("corpus", "documents", "manifest", "prepare", "shards", "tokenizer")
 
 
 def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = None) -> Manifest:
-    """Make the demo's data folder, unless it is there, whole and up to date.
+    """Make the demo's data folder, unless it is there, complete and up to date.
 
-    Validation is a random choice of documents, under a fixed seed, of `VAL_BYTES` of text in all. No document is there
-    twice.
+    The validation split is a random choice of documents under a fixed seed, with `VAL_BYTES` of text in all. No
+    document occurs twice.
 
     Args:
         folder: where shards, tokenizer and manifest go.
@@ -61,7 +61,7 @@ def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = N
 
 
 def _fingerprint() -> str:
-    """Changes with everything that the bytes of the corpus depend on."""
+    """A digest of everything that the bytes of the corpus depend on."""
     code = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in _CODE)
     parts = [sys.version.encode(), sentencepiece.__version__.encode(), *code]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -80,7 +80,7 @@ def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def standard_library() -> Iterator[str]:
-    """The texts: each documentation topic, and of each module its docstrings and its other source."""
+    """The texts: each documentation topic, and for each module its docstrings and the rest of its source."""
     yield from topics.values()
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -91,7 +91,7 @@ def standard_library() -> Iterator[str]:
 
 
 def _docstrings_and_code(source: str) -> tuple[str, str]:
-    """Part a module in two, so that no text stands in both."""
+    """Split a module's source in two, so that no text is in both parts."""
     docstrings = []
     docstring_lines: set[int] = set()
     with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.corpus", description="Make the demo's data folder out of Python's standard library."
     )
-    parser.add_argument("--out", type=Path, required=True, help="data folder to make, or to leave if it is up to date")
+    parser.add_argument("--out", type=Path, required=True, help="data folder to make, or to keep if it is up to date")
     args = parser.parse_args()
     print(build_corpus(args.out).report(args.out))
 

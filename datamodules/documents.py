@@ -1,6 +1,6 @@
-"""Documents out of files: JSONL, Parquet or plain text, uncompressed or in gzip or zstd, from a path or standard input.
+"""Reading documents from JSONL, Parquet or plain text, uncompressed or in gzip or zstd, from a path or standard input.
 
-A document is the UTF-8 bytes of its text. Only one of them (a row group of Parquet) is in memory at a time.
+A document is the UTF-8 bytes of its text. Only one document (one row group of Parquet) is in memory at a time.
 """
 
 import io
@@ -28,16 +28,17 @@ _PARQUET_ROWS = 1024
 
 
 def read_documents(source: str, file_format: Format | None = None) -> Iterator[bytes]:
-    """The documents of one file in their order, texts in UTF-8; compression is recognized by its first bytes.
+    """The documents of one file in order, as UTF-8 texts; compression is recognized by the file's first bytes.
 
     Args:
         source: a path, or `-` for standard input.
         file_format: JSONL has an object with a `text` string on each line, Parquet a `text` column, and a plain text
-            file is one document. None takes it from the file name (anything unknown is plain text; standard input is
-            JSONL).
+            file is one document. None takes the format from the file name (an unknown suffix means plain text, standard
+            input means JSONL).
 
     Raises:
-        UserError: the file is missing, damaged or not of this format, or a document is too large; names file and line.
+        UserError: the file is missing, damaged or not of this format, or a document is too large. The message names
+            file and line.
     """
     file_format = file_format or _format_of(source)
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "text": _read_text}
@@ -46,7 +47,9 @@ def read_documents(source: str, file_format: Format | None = None) -> Iterator[b
             yield from readers[file_format](_decompressed(file), source)
     except (OSError, pyarrow.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"cannot read {source} as {file_format} ({reason}): give whole files of that format") from error
+        raise UserError(
+            f"cannot read {source} as {file_format} ({reason}): give complete files of that format"
+        ) from error
 
 
 def _format_of(source: str) -> Format:
@@ -79,7 +82,7 @@ def _read_jsonl(file: BinaryIO, source: str) -> Iterator[bytes]:
             text = json.loads(line)["text"].encode()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f'{where} is not a JSON object with a "text" string in UTF-8: mend the line or name the format'
+                f'{where} is not a JSON object with a "text" string in UTF-8: repair the line or give --format'
             ) from error
         yield text
 

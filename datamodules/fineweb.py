@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,15 +17,16 @@ from components.errors import UserError
 from components.scorer import Scorer, ScoringPass, SlidingWindows
 from components.scoring import ScoringConfig, WindowLoader
 from datamodules.shards import find_shards
-from datamodules.stream import SpanLoader, TokenStream
-from datamodules.tokenizer import load_tokenizer
+from datamodules.shuffled import ShuffledLoader
+from datamodules.stream import SpanLoader, StreamLoader, TokenStream, to_device
+from datamodules.tokenizer import check_vocabulary, load_tokenizer
 
 
 class FineWeb(LightningDataModule):
     """Stream the train shards of a folder and score its validation shards.
 
-    An optimizer step reads ``train_micro_batches`` spans of the stream in order, whatever the number of ranks; a rank
-    accumulates over its share of them. The stream's position is part of a checkpoint.
+    An optimizer step reads the next ``train_micro_batches`` micro-batches of the stream, whatever the number of ranks;
+    a rank accumulates over its share of them. The stream's position is part of a checkpoint.
 
     Args:
         path: Folder that holds fineweb_train_*.bin and fineweb_val_*.bin.
@@ -33,6 +34,9 @@ class FineWeb(LightningDataModule):
         train_batch_tokens: Tokens of an optimizer step over all ranks.
         train_seq_len: Tokens of a training sequence.
         train_micro_batches: Micro-batches of an optimizer step over all ranks; the number of ranks must divide it.
+        order: How the train shards are read: ``in_order`` from start to end, or ``shuffled``, whole sequences in
+            random order, each once a pass.
+        shuffle_seed: What the shuffled order is drawn from.
         scoring: The windows in which validation text is scored.
         scorer: What scores it for a result; validations during a fit are plain.
     """
@@ -44,6 +48,8 @@ class FineWeb(LightningDataModule):
         train_batch_tokens: int = 786432,
         train_seq_len: int = 2048,
         train_micro_batches: int = 8,
+        order: Literal["in_order", "shuffled"] = "in_order",
+        shuffle_seed: int = 0,
         scoring: ScoringConfig = ScoringConfig(),
         scorer: Scorer = SlidingWindows(),
     ) -> None:
@@ -51,23 +57,28 @@ class FineWeb(LightningDataModule):
         for name, value in (("train_seq_len", train_seq_len), ("train_micro_batches", train_micro_batches)):
             if value < 1:
                 raise UserError(f"data.{name} is {value}; set it to at least 1.")
+        if shuffle_seed < 0:
+            raise UserError(f"data.shuffle_seed is {shuffle_seed}; set it to at least 0.")
         self.path = Path(path)
         self.tokenizer_path = Path(tokenizer_path)
         self.train_batch_tokens = train_batch_tokens
         self.train_seq_len = train_seq_len
         self.train_micro_batches = train_micro_batches
+        self.order = order
+        self.shuffle_seed = shuffle_seed
         self.scoring = scoring
         self.scorer = scorer
         self.vocab_size = 0  # until the tokenizer is open
         self._start_position = 0
         self._start_step = 0
-        self._train_loader: SpanLoader | None = None
+        self._train_loader: StreamLoader | None = None
 
     def setup(self, stage: str) -> None:
         """Open the data, and give the trainer the accumulation that the number of ranks leaves.
 
         Raises:
-            UserError: A shard, the tokenizer or the batch is not what it should be.
+            UserError: A shard or the tokenizer cannot be read, they do not belong together, or the batch does not
+                divide into micro-batches for the ranks.
         """
         assert self.trainer is not None
         self.scorer.check(self.scoring.seq_len)
@@ -88,22 +99,26 @@ class FineWeb(LightningDataModule):
                 f"The validation shards in {self.path} hold {wanted} ids, and scoring needs at least two; "
                 "download or prepare them again."
             )
+        ids = np.array(shards.take(0, wanted), dtype=np.int32)
+        check_vocabulary(ids, self.vocab_size, self.path)
         # One copy on the device, for all loaders.
-        ids = torch.from_numpy(np.array(shards.take(0, wanted), dtype=np.int32))
-        return ids.to(self.trainer.strategy.root_device)
+        return torch.from_numpy(ids).to(self.trainer.strategy.root_device)
 
-    def _open_train_loader(self) -> SpanLoader:
+    def _open_train_loader(self) -> StreamLoader:
         assert self.trainer is not None
-        return SpanLoader(
-            TokenStream(find_shards(self.path, "train"), self.vocab_size),
-            position=self._start_position,
-            batch_tokens=self.train_batch_tokens,
-            micro_batches=self.train_micro_batches,
-            seq_len=self.train_seq_len,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
-        )
+        settings: dict[str, Any] = {
+            "stream": TokenStream(find_shards(self.path, "train"), self.vocab_size),
+            "position": self._start_position,
+            "batch_tokens": self.train_batch_tokens,
+            "micro_batches": self.train_micro_batches,
+            "seq_len": self.train_seq_len,
+            "rank": self.trainer.global_rank,
+            "world_size": self.trainer.world_size,
+            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
+        }
+        if self.order == "shuffled":
+            return ShuffledLoader(**settings, seed=self.shuffle_seed)
+        return SpanLoader(**settings)
 
     def _set_accumulation(self) -> None:
         assert self.trainer is not None
@@ -116,10 +131,14 @@ class FineWeb(LightningDataModule):
             )
         self.trainer.accumulate_grad_batches = derived
 
-    def train_dataloader(self) -> SpanLoader:
+    def train_dataloader(self) -> StreamLoader:
         """This rank's micro-batches, without end."""
         assert self._train_loader is not None
         return self._train_loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy a micro-batch as one buffer; a scoring pass moves its windows itself."""
+        return batch if isinstance(batch, ScoringPass) else to_device(batch, device)
 
     def val_dataloader(self) -> OneBatch:
         """A validation's one batch: during a fit a plain scoring, for ``validate`` the one that gives its result."""
@@ -159,14 +178,30 @@ class FineWeb(LightningDataModule):
         assert self._train_loader is not None
         return self._train_loader.epoch
 
+    def calibration_batches(self, num_batches: int) -> Iterator[Tensor]:
+        """Input ids [sequences, train_seq_len] of the stream's first micro-batches, this rank's share of so many.
+
+        They are on the rank's device. The stream that is trained on stays where it is.
+        """
+        assert self.trainer is not None
+        loader = self._open_train_loader()
+        loader.position = 0
+        share = range(self.trainer.global_rank, num_batches, self.trainer.world_size)
+        for (input_ids, _), _ in zip(loader, share, strict=False):
+            yield input_ids.to(self.trainer.strategy.root_device)
+
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Made-up input and target ids in a micro-batch's form, [sequences, train_seq_len] each."""
-        num_targets = self.train_batch_tokens // self.train_micro_batches
-        span = torch.arange(num_targets + 1, device=device) % self.vocab_size
-        return span[:-1].view(-1, self.train_seq_len), span[1:].view(-1, self.train_seq_len)
+        assert self._train_loader is not None
+        buffer = self._train_loader.empty_buffer(device)
+        buffer.view(-1).copy_(torch.arange(buffer.numel(), device=device) % self.vocab_size)
+        return self._train_loader.split(buffer)
 
     def summary(self) -> dict[str, Any]:
-        """The run's record of what it read: shards, and the ids of their streams that it trained on and scored."""
+        """The run's record of what it read: shards, their order, and how many of their ids it trained on and scored.
+
+        ``train_positions`` are the stream's positions before the first step and after the last, in ids.
+        """
         assert self.trainer is not None
         facts: dict[str, Any] = {
             "val_shards": [path.name for path in find_shards(self.path, "val")],
@@ -180,6 +215,9 @@ class FineWeb(LightningDataModule):
             stream = self._train_loader.stream
             facts["train_shards"] = [path.name for path in stream.paths]
             facts["train_ids"] = len(stream)
+            facts["train_order"] = self.order
+            if self.order == "shuffled":
+                facts["train_shuffle_seed"] = self.shuffle_seed
             facts["train_positions"] = [self._start_position, self._position()]
         return facts
 

@@ -36,13 +36,13 @@ class SplitRecord:
     text_bytes: int
     """UTF-8 bytes of the documents before the tokenizer's normalization."""
     documents_sha256: str
-    """SHA-256 of the documents' SHA-256 digests, one after the other."""
+    """SHA-256 of the concatenated SHA-256 digests of the documents."""
     shards: list[FileRecord]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared folder. Where it is there, preparation came to its end."""
+    """A prepared folder. It is written last, so a folder that has one is complete."""
 
     source: str
     """What the documents were read from."""
@@ -50,7 +50,7 @@ class Manifest:
     tokenizer: FileRecord
     splits: dict[Split, SplitRecord]
     left_out_of_train: int
-    """Training documents left out because they stand in the validation split."""
+    """Training documents left out because the validation split has them too."""
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`."""
@@ -59,7 +59,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Read `manifest.json`; None where there is none that this program wrote."""
+        """Read `manifest.json`; None where it is missing or was not written by this program."""
         try:
             fields = json.loads((folder / MANIFEST_NAME).read_text())
             fields["tokenizer"] = FileRecord(**fields["tokenizer"])
@@ -71,11 +71,11 @@ class Manifest:
             return None
 
     def files(self) -> list[FileRecord]:
-        """Every file of the folder but the manifest."""
+        """Every file of the folder except the manifest."""
         return [self.tokenizer, *(shard for record in self.splits.values() for shard in record.shards)]
 
     def is_damaged(self, folder: Path) -> bool:
-        """Whether a file is missing or has other bytes than were written."""
+        """Whether a file is missing or differs from what was written."""
         try:
             return any(FileRecord.of(folder / file.name) != file for file in self.files())
         except OSError:
@@ -89,7 +89,7 @@ class Manifest:
             for split, record in self.splits.items()
         ]
         if self.left_out_of_train:
-            lines.append(f"left out of train, because they stand in val: {self.left_out_of_train:,} documents")
+            lines.append(f"left out of train, because val has them too: {self.left_out_of_train:,} documents")
         return "\n".join([*lines, fit_settings(folder, folder / self.tokenizer.name, self.vocab_size)])
 
 

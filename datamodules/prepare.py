@@ -1,8 +1,8 @@
 """Make training data out of your own text: `python -m datamodules.prepare FILE... --out FOLDER`.
 
-The folder gets the shards of both splits, the tokenizer and a manifest. The first documents are the validation split,
-and a training document that stands in it too is left out. The bytes written do not depend on the number of workers,
-and memory does not grow with the input.
+The folder gets the shards of both splits, the tokenizer and a manifest. The first documents become the validation
+split. A training document that is also in the validation split is left out. The bytes written do not depend on the
+number of workers, and memory does not grow with the input.
 """
 
 import argparse
@@ -50,20 +50,20 @@ def prepare(
 
     Args:
         documents: UTF-8 texts. The first `val_docs` are the validation split, the rest the training split.
-        folder: where shards, tokenizer and manifest go; made if missing, without any of them after an error.
+        folder: where shards, tokenizer and manifest go; made if missing. After an error it holds none of them.
         source: what the documents are, for the manifest.
         val_docs: number of validation documents; 0 for no validation split.
         tokenizer: the SentencePiece model to use, or the vocabulary size of one to train on the training documents.
-        num_workers: threads that encode; None for one a core.
-        shard_tokens: ids of every shard but a split's last.
+        num_workers: threads that encode; None for one per core.
+        shard_tokens: ids in every shard except a split's last.
 
     Raises:
         UserError: the folder holds shards already, no document is left for training, the tokenizer has no bos piece,
-            or see `read_documents`, `load_tokenizer` and `train_tokenizer`.
+            or what `read_documents`, `load_tokenizer` and `train_tokenizer` raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("fineweb_*.bin")):
-        raise UserError(f"{folder} holds shards already: delete them or give another folder")
+        raise UserError(f"{folder} already holds shards: delete them or give another folder")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         scratch = Path(partial)
         documents = iter(documents)
@@ -84,7 +84,7 @@ def prepare(
         )
         if train_record.num_documents == 0:
             raise UserError(
-                f"{source} has no document to train on beside the first {val_docs}, which are for validation: "
+                f"{source} has no document to train on after the first {val_docs}, which are for validation: "
                 "give more text or a smaller --val-docs"
             )
         manifest = Manifest(
@@ -101,7 +101,7 @@ def prepare(
 
 
 def ids_digest(ids: TokenIds) -> bytes:
-    """Eight bytes that tell documents apart by their ids, which is how a network sees them."""
+    """Eight bytes that identify a document by its ids, which are what a network sees of it."""
     return hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
 
 
@@ -109,13 +109,13 @@ class Encoder:
     """Text to token ids, each document after a bos, on several threads."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, num_workers: int | None = None) -> None:
-        """Encode with `num_workers` threads; None for one a core.
+        """Encode with `num_workers` threads; None for one per core.
 
         Raises:
             UserError: the tokenizer has no bos piece.
         """
         if tokenizer.bos_id() < 0:
-            raise UserError("the tokenizer has no bos piece to start documents with: train one that has")
+            raise UserError("the tokenizer has no bos piece to start documents with: use a tokenizer that has one")
         self.vocab_size = len(tokenizer)
         self._tokenizer = tokenizer
         self._num_workers = num_workers or os.cpu_count() or 1
@@ -153,7 +153,7 @@ def _paired(batch: list[bytes], ids: list[npt.NDArray[np.int32]]) -> Iterator[En
 def _write_split(
     split: Split, documents: Iterable[EncodedDocument], left_out: set[bytes], folder: Path, shard_tokens: int
 ) -> tuple[SplitRecord, int]:
-    """Write a split's shards but for the documents with a digest in `left_out`, and count those."""
+    """Write a split's shards without the documents that have a digest in `left_out`, and count those."""
     text_bytes = num_documents = num_left_out = num_tokens = 0
     digests = hashlib.sha256()
 
@@ -201,10 +201,12 @@ def main() -> None:
         "inputs",
         nargs="+",
         metavar="FILE",
-        help="JSONL, Parquet or plain text, in gzip, zstd or neither; - reads stdin",
+        help="JSONL, Parquet or plain text, uncompressed or in gzip or zstd; - reads standard input",
     )
     parser.add_argument("--out", type=Path, required=True, help="data folder to make")
-    parser.add_argument("--format", choices=FORMATS, help="of every input (default: by its name; stdin: jsonl)")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="format of every input (default: by the file name; jsonl for standard input)"
+    )
     tokenizer = parser.add_mutually_exclusive_group()
     parser.set_defaults(tokenizer=1024)
     tokenizer.add_argument("--tokenizer", type=Path, default=argparse.SUPPRESS, help="SentencePiece model to use")
@@ -214,12 +216,15 @@ def main() -> None:
         type=int,
         default=argparse.SUPPRESS,
         metavar="PIECES",
-        help="of a tokenizer to train on the training documents (default: 1024)",
+        help="size of the vocabulary of a tokenizer to train on the training documents (default: 1024)",
     )
     parser.add_argument(
-        "--val-docs", type=int, default=1000, help="the first so many documents are validation (default: %(default)s)"
+        "--val-docs",
+        type=int,
+        default=1000,
+        help="number of documents, from the first on, for validation (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, help="threads that encode (default: one a core)")
+    parser.add_argument("--workers", type=int, help="threads that encode (default: one per core)")
     args = parser.parse_args()
     manifest = prepare(
         chain.from_iterable(read_documents(source, args.format) for source in args.inputs),

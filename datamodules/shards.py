@@ -53,8 +53,8 @@ def open_shard(path: Path | str) -> TokenIds:
     """Ids of a shard as a read-only memory map, shape [num_ids].
 
     Raises:
-        UserError: the file is missing or empty, its magic number or version is another's, or its length is not the
-            one its header gives.
+        UserError: the file is missing or empty, its magic number or version is another one, or its length does not
+            match its header.
     """
     path = Path(path)
     remedy = "delete it and download or prepare it again"
@@ -102,7 +102,7 @@ class ShardFile:
 
 @contextmanager
 def new_shard(path: Path | str) -> Iterator[ShardFile]:
-    """A shard to append ids to; it takes its name when the block ends without an error."""
+    """A shard to append ids to; the file takes its name when the block ends without an error."""
     with written_beside(Path(path)) as scratch, scratch.open("wb") as file:
         shard = ShardFile(file)
         yield shard
@@ -118,7 +118,7 @@ def write_shard(path: Path | str, ids: TokenIds) -> None:
 def write_shards(pieces: Iterable[TokenIds], folder: Path, split: Split, shard_tokens: int) -> list[Path]:
     """Write a stream of ids, in pieces of any length, as the shards of a split.
 
-    Every shard but the last has `shard_tokens` ids. Returns their paths; no ids make no shard.
+    Every shard except the last has `shard_tokens` ids. Returns the paths; without ids there is no shard.
     """
     paths: list[Path] = []
     remaining = iter(pieces)

@@ -1,13 +1,14 @@
-"""The training stream: an endless run of token ids over shards, and the spans of it that each rank reads.
+"""The training stream: an endless run of token ids over shards, and the micro-batches of it that each rank reads.
 
-The stream is cut into spans of `batch_tokens // micro_batches + 1` ids, one for each micro-batch of an optimizer step.
-Rank r of W reads the spans r, r + W, r + 2 W, ..., so that W ranks together read what one rank alone would.
+The micro-batches of the whole run stand in one order, whatever the number of ranks. Rank r of W reads the
+micro-batches r, r + W, r + 2 W, ..., so that W ranks together read what one rank alone would.
 """
 
 import atexit
 import queue
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -17,15 +18,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from components.errors import UserError
-from datamodules.shards import TokenIds, open_shard
+from datamodules.shards import TOKEN_DTYPE, TokenIds, open_shard
 
 HANDOVERS_AHEAD = 2
 BATCHES_A_HANDOVER = 2
-"""To wake the other thread costs up to a quarter of what a batch does."""
+"""Waking the other thread costs up to a quarter of what a batch does."""
 
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
@@ -47,11 +49,18 @@ class TokenStream:
         self.paths = sorted(paths)
         self.vocab_size = vocab_size
         self._shards = [open_shard(path) for path in self.paths]
+        self._views = [shard.data for shard in self._shards]
         self._ends = list(accumulate(len(shard) for shard in self._shards))
+        self._starts = np.array([0, *self._ends[:-1]])
 
     def __len__(self) -> int:
         """Number of ids in all shards together."""
         return self._ends[-1]
+
+    @property
+    def shard_lengths(self) -> list[int]:
+        """Number of ids in each shard, in stream order."""
+        return [len(shard) for shard in self._shards]
 
     def take(self, position: int, count: int) -> TokenIds:
         """Ids at [position, position + count), wrapping at the end, shape [count].
@@ -74,19 +83,36 @@ class TokenStream:
             count -= len(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    def take_each(self, positions: npt.NDArray[np.int64], count: int) -> TokenIds:
+        """Ids at [p, p + count) for each position p, shape [positions, count]; each must lie within one shard.
+
+        Raises:
+            UserError: one of these ids is outside the vocabulary.
+        """
+        indices = np.searchsorted(self._ends, positions, side="right")
+        places = list(zip(indices.tolist(), (positions - self._starts[indices]).tolist(), strict=True))
+        # Joining buffers takes half the time of NumPy's assignments or of its concatenation.
+        joined = b"".join([self._views[index][start : start + count] for index, start in places])
+        ids = np.frombuffer(joined, dtype=TOKEN_DTYPE).reshape(len(places), count)
+        if ids.max() >= self.vocab_size:
+            for (index, start), row in zip(places, ids, strict=True):
+                if row.max() >= self.vocab_size:
+                    self._report_outsider(index, start, row)
+        return ids
+
     def _report_outsider(self, index: int, start: int, piece: TokenIds) -> None:
         offset = int(np.argmax(piece >= self.vocab_size))
         raise UserError(
-            f"token id {piece[offset]} at position {start + offset} of {self.paths[index]} is outside the vocabulary "
-            f"of {self.vocab_size}: give the vocabulary size that the shards were made with, or make them again"
+            f"token id {piece[offset]} at position {start + offset} of {self.paths[index]} is outside the "
+            f"vocabulary of {self.vocab_size}: give the tokenizer that the shards were made with, or make them again"
         )
 
 
-class SpanLoader:
+class StreamLoader(ABC):
     """What one rank reads: an endless iterable of `(input_ids, target_ids)`, int64 tensors of [sequences, seq_len].
 
-    Both are views of one span of ids, shifted by one. Every iterator starts at `position` and assembles batches ahead
-    in a background thread.
+    Both are views of one buffer, shifted by one (see `to_device`). Every iterator starts at `position` and assembles
+    batches ahead in a background thread.
     """
 
     def __init__(
@@ -100,13 +126,13 @@ class SpanLoader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """Cut the stream into spans.
+        """Cut the stream into micro-batches.
 
         Args:
             stream: ids to read.
             position: ids that all ranks together have consumed already.
             batch_tokens: targets of one optimizer step over all ranks.
-            micro_batches: spans of one optimizer step over all ranks, whatever the world size.
+            micro_batches: micro-batches of one optimizer step over all ranks, whatever the world size.
             seq_len: ids of one training sequence.
             rank: this process among the ranks.
             world_size: number of ranks.
@@ -131,20 +157,37 @@ class SpanLoader:
         self.stream = stream
         self.position = position
         self.seq_len = seq_len
+        self.num_targets = batch_tokens // micro_batches
         self.rank = rank
         self.world_size = world_size
         self.pin_memory = pin_memory
-        self.span_ids = batch_tokens // micro_batches + 1
         self._num_read = 0
         self._said_wrapped = False
 
+    @property
+    @abstractmethod
+    def ids_per_micro_batch(self) -> int:
+        """By how much a micro-batch moves the position."""
+
+    @abstractmethod
+    def empty_buffer(self, device: torch.device | str = "cpu", pin_memory: bool = False) -> Tensor:
+        """An int64 buffer for one micro-batch."""
+
+    @abstractmethod
+    def split(self, buffer: Tensor) -> Batch:
+        """View a buffer as input and target ids, [sequences, seq_len] each."""
+
+    @abstractmethod
+    def _read(self) -> Iterator[TokenIds]:
+        """This rank's micro-batches from `position` on, in the buffer's shape."""
+
     def position_after(self, num_micro_batches: int) -> int:
         """Position of the whole stream once each rank has consumed `num_micro_batches` more of them."""
-        return self.position + num_micro_batches * self.world_size * self.span_ids
+        return self.position + num_micro_batches * self.world_size * self.ids_per_micro_batch
 
     @property
     def epoch(self) -> float:
-        """Passes over the data up to the last batch handed out: 1.0 when every id has been read once."""
+        """Passes over the data up to the last batch handed out: 1.0 when as many ids have been read as there are."""
         return self.position_after(self._num_read) / len(self.stream)
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -157,27 +200,59 @@ class SpanLoader:
                 yield batch
 
     def _read_handovers(self) -> Iterator[list[Batch]]:
-        spans = self._read_spans()
+        batches = self._read_batches()
         while True:
-            yield list(islice(spans, BATCHES_A_HANDOVER))
+            yield list(islice(batches, BATCHES_A_HANDOVER))
 
-    def _read_spans(self) -> Iterator[Batch]:
-        position = self.position + self.rank * self.span_ids
-        while True:
-            span = torch.empty(self.span_ids, dtype=torch.int64, pin_memory=self.pin_memory)
-            np.copyto(span.numpy(), self.stream.take(position, self.span_ids))
-            input_ids, target_ids = span[:-1], span[1:]
-            yield input_ids.view(-1, self.seq_len), target_ids.view(-1, self.seq_len)
-            position += self.world_size * self.span_ids
+    def _read_batches(self) -> Iterator[Batch]:
+        for ids in self._read():
+            buffer = self.empty_buffer(pin_memory=self.pin_memory)
+            np.copyto(buffer.numpy(), ids)
+            yield self.split(buffer)
 
     def _warn_if_wrapped(self) -> None:
         if self.rank == 0 and not self._said_wrapped and self.epoch > 1:
             self._said_wrapped = True
             warnings.warn(
-                f"the {len(self.stream)} training tokens have all been read and are now read again from the start; "
+                f"the {len(self.stream)} training tokens have all been read and are now read again; "
                 "more shards would avoid the repetition",
                 stacklevel=2,
             )
+
+
+class SpanLoader(StreamLoader):
+    """The stream in its order: micro-batch k of the run is the k-th span of `num_targets + 1` ids."""
+
+    @property
+    def ids_per_micro_batch(self) -> int:
+        """The length of a span."""
+        return self.num_targets + 1
+
+    def empty_buffer(self, device: torch.device | str = "cpu", pin_memory: bool = False) -> Tensor:
+        """A span, shape [num_targets + 1]."""
+        return torch.empty(self.ids_per_micro_batch, dtype=torch.int64, device=device, pin_memory=pin_memory)
+
+    def split(self, buffer: Tensor) -> Batch:
+        """Cut a span into sequences, each of which goes on where the one before ended."""
+        return buffer[:-1].view(-1, self.seq_len), buffer[1:].view(-1, self.seq_len)
+
+    def _read(self) -> Iterator[TokenIds]:
+        position = self.position + self.rank * self.ids_per_micro_batch
+        while True:
+            yield self.stream.take(position, self.ids_per_micro_batch)
+            position += self.world_size * self.ids_per_micro_batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a loader's batch to a device: the buffer that both tensors are views of is copied once.
+
+    The copy does not wait where the buffer is pinned, which it would for a view with gaps. Strides are kept, so that a
+    compiled graph fits whatever the device.
+    """
+    num_ids = batch[0].untyped_storage().nbytes() // batch[0].element_size()
+    buffer = batch[0].as_strided((num_ids,), (1,), 0).to(device, non_blocking=True)
+    input_ids, target_ids = (buffer.as_strided(ids.shape, ids.stride(), ids.storage_offset()) for ids in batch)
+    return input_ids, target_ids
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,24 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
 from components.errors import UserError
 from components.files import written_beside
 
+ENOUGH_IDS = 10_000
+"""Any text of so many tokens has ids from all over its vocabulary; SentencePiece gives single letters the last ids."""
 MAX_DOCUMENT_BYTES = 1 << 26
-"""No document may be larger: this is what bounds the memory. The trainer takes every one that is not."""
+"""No document may be larger, which bounds the memory. The trainer takes every document up to this size."""
 
 
 def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model, of `vocab_size` pieces or, with None, of any number.
+    """Load a SentencePiece model of `vocab_size` pieces, or of any number where that is None.
 
     Raises:
-        UserError: the file is missing, is not a SentencePiece model, or its vocabulary is of another size.
+        UserError: the file is missing or is not a SentencePiece model, or its vocabulary has another size.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,20 +41,39 @@ def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencep
     return tokenizer
 
 
+def check_vocabulary(ids: NDArray[np.integer], vocab_size: int, where: Path) -> None:
+    """Refuse a long text that never uses the upper half of its vocabulary: another, smaller one made it.
+
+    Args:
+        ids: Token ids of a text, shape [num_ids].
+        vocab_size: Pieces of the tokenizer that is to have made them.
+        where: Folder of the shards.
+
+    Raises:
+        UserError: All ids of a text of at least `ENOUGH_IDS` are below half of the vocabulary.
+    """
+    if len(ids) >= ENOUGH_IDS and (largest := int(ids.max())) < vocab_size // 2:
+        raise UserError(
+            f"the validation shards in {where} use no id above {largest} of a vocabulary of {vocab_size}, so that "
+            "another tokenizer made them: give the tokenizer that the shards were made with"
+        )
+
+
 def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | str) -> None:
     """Train a byte-pair-encoding SentencePiece model with the trainer options of the published one and write it.
 
     The same documents (UTF-8 texts) give the same bytes on every machine. One option differs from the published model:
-    there, documents over 4,192 bytes were passed over, here none is.
+    its training skipped documents over 4,192 bytes, and this one skips none.
 
     Raises:
-        UserError: the documents are too few for a vocabulary of `vocab_size` pieces, or the size does not fit a shard.
+        UserError: the documents are too few for a vocabulary of `vocab_size` pieces, or ids of two bytes cannot number
+            so many pieces.
     """
     smallest, largest = 4 + 256 + 1, 1 << 16
     if not smallest <= vocab_size <= largest:
         raise UserError(
-            f"a vocabulary of {vocab_size} pieces is not possible: choose from {smallest} (4 special pieces, 256 bytes "
-            f"and one more) to {largest} (ids of two bytes)"
+            f"a vocabulary cannot have {vocab_size} pieces: choose --vocab-size from {smallest} (4 special pieces, "
+            f"256 bytes and one more) to {largest} (what ids of two bytes can number)"
         )
     model = io.BytesIO()
     try:
@@ -77,7 +100,7 @@ def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | st
         raise UserError(f"no tokenizer could be trained on this text ({error}): give more text") from error
     if num_pieces != vocab_size:
         raise UserError(
-            f"the text gives only {num_pieces} pieces, not a vocabulary of {vocab_size}: "
+            f"the text yields only {num_pieces} of the {vocab_size} pieces of the vocabulary: "
             "give more text or a smaller --vocab-size"
         )
     with written_beside(Path(path)) as scratch:

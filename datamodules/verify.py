@@ -1,6 +1,6 @@
 """Check a data folder before a run is paid for: `python -m datamodules.verify FOLDER --tokenizer FILE`.
 
-Prints what the folder holds and every problem found; exits with 1 if a run on it could not be trusted.
+Prints what the folder holds and every problem found. Exits with 1 if a run on the folder could not be trusted.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from components.errors import UserError
 from datamodules.manifest import TOKENIZER_NAME, Manifest
 from datamodules.prepare import ids_digest
 from datamodules.shards import Split, TokenIds, find_shards, open_shard, shard_name
-from datamodules.tokenizer import load_tokenizer
+from datamodules.tokenizer import check_vocabulary, load_tokenizer
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 DECODE_BATCH_DOCUMENTS = 1024
@@ -37,9 +37,9 @@ class SplitReport:
     num_tokens: int
     num_documents: int
     num_duplicates: int
-    """Documents that stood earlier in the same split."""
+    """Documents that occur earlier in the same split."""
     digests: npt.NDArray[np.bytes_]
-    """One for each different document, sorted."""
+    """One for each distinct document, sorted."""
     text_bytes: int | None = None
     """UTF-8 bytes of the decoded text; only counted for validation."""
 
@@ -48,7 +48,7 @@ def verify_folder(folder: Path, tokenizer_path: Path) -> tuple[list[SplitReport]
     """Check shards, tokenizer and manifest (where there is one) of a data folder against each other.
 
     Returns:
-        What each split holds in readable shards, and one sentence for each problem; with no problem, a run on the
+        What each split holds in readable shards, and one sentence for each problem. Without a problem, a run on the
         folder can be trusted.
 
     Raises:
@@ -57,7 +57,8 @@ def verify_folder(folder: Path, tokenizer_path: Path) -> tuple[list[SplitReport]
     problems: list[str] = []
     tokenizer = load_tokenizer(tokenizer_path)
     train, val = (
-        _read_split(split, list(_readable_shards(folder, split, problems)), tokenizer, problems) for split in SPLITS
+        _read_split(folder, split, list(_readable_shards(folder, split, problems)), tokenizer, problems)
+        for split in SPLITS
     )
     _check_leak(train, val, problems)
     _check_manifest(folder, [train, val], problems)
@@ -72,7 +73,9 @@ def _readable_shards(folder: Path, split: Split, problems: list[str]) -> Iterato
         return
     expected = [shard_name(split, index) for index in range(len(paths))]
     if missing := sorted(set(expected) - {path.name for path in paths}):
-        problems.append(f"the {split} shards of {folder} have a gap, {missing[0]} is missing: get all of them again")
+        problems.append(
+            f"the {split} shards of {folder} have a gap, {missing[0]} is missing: download or prepare them again"
+        )
     for path in paths:
         try:
             yield path, open_shard(path)
@@ -81,6 +84,7 @@ def _readable_shards(folder: Path, split: Split, problems: list[str]) -> Iterato
 
 
 def _read_split(
+    folder: Path,
     split: Split,
     shards: list[tuple[Path, TokenIds]],
     tokenizer: sentencepiece.SentencePieceProcessor,
@@ -95,6 +99,11 @@ def _read_split(
                 f"shard {path} has token id {largest}, outside the tokenizer's vocabulary of {len(tokenizer)}: "
                 "give the tokenizer that it was made with"
             )
+    if split == "val" and in_vocabulary:
+        try:
+            check_vocabulary(np.concatenate(in_vocabulary), len(tokenizer), folder)
+        except UserError as error:
+            problems.append(str(error))
     num_tokens = sum(len(ids) for _, ids in shards)
     digests: list[bytes] = []
     checker = _ByteCountChecker(tokenizer) if split == "val" else None
@@ -112,7 +121,7 @@ def _read_split(
 
 
 def _documents(shards: list[TokenIds], bos_id: int) -> Iterator[TokenIds]:
-    """Documents with their bos, also those that go on in the next shard."""
+    """Documents with their bos; one may continue in the next shard."""
     begun: list[TokenIds] = []
     for ids in shards:
         pieces = np.split(ids, np.flatnonzero(ids == bos_id))
@@ -127,7 +136,7 @@ def _documents(shards: list[TokenIds], bos_id: int) -> Iterator[TokenIds]:
 
 
 class _ByteCountChecker:
-    """Holds the table that bits per byte rests on against the text that the tokenizer decodes."""
+    """Compares the byte counts behind bits per byte with the text that the tokenizer decodes."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self._tokenizer = tokenizer
@@ -151,7 +160,7 @@ class _ByteCountChecker:
 
     def finish(self, problems: list[str]) -> int:
         if self._waiting:
-            # The split may end inside a document, and that inside a character, which could not be decoded.
+            # The split may end inside a document, and even inside a character, which could not be decoded.
             last = self._waiting[-1]
             while len(last) and self._tokenizer.IsByte(int(last[-1])):
                 last = last[:-1]
@@ -159,7 +168,7 @@ class _ByteCountChecker:
         if self._counted_bytes != self._decoded_bytes:
             problems.append(
                 f"the validation targets count {self._counted_bytes} bytes where their decoded text has "
-                f"{self._decoded_bytes}, so that bits per byte would be wrong: give the tokenizer that made the shards"
+                f"{self._decoded_bytes}, so bits per byte would be wrong: give the tokenizer that made the shards"
             )
         return self._decoded_bytes
 
@@ -168,7 +177,7 @@ def _check_leak(train: SplitReport, val: SplitReport, problems: list[str]) -> No
     num_leaked = len(np.intersect1d(train.digests, val.digests, assume_unique=True))
     if num_leaked:
         problems.append(
-            f"{num_leaked} of {val.num_documents} validation documents stand in the train shards too: "
+            f"{num_leaked} of {val.num_documents} validation documents are in the train shards too: "
             "prepare the folder again with `python -m datamodules.prepare`, which leaves them out"
         )
 
@@ -209,7 +218,7 @@ def report_table(reports: list[SplitReport]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.verify", description="Check a data folder; exits with 1 if it is not to be trusted."
+        prog="python -m datamodules.verify", description="Check a data folder; exits with 1 if it has a problem."
     )
     parser.add_argument("folder", type=Path, help="folder with fineweb_train_*.bin and fineweb_val_*.bin")
     parser.add_argument(

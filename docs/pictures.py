@@ -1,7 +1,7 @@
 """The README's pictures, drawn from a finished run: ``python -m docs.pictures RUN``.
 
-RUN is the log folder of a ``fit`` (``.../lightning_logs/version_N``). ``run.svg`` shows its seconds: the loss, the
-learning rate's multiplier, and when each phase began. ``score.svg`` shows the way from text to the score, with the
+RUN is the log folder of a ``fit`` (``.../lightning_logs/version_N``). ``run.svg`` shows the run over time: the loss,
+the learning-rate multiplier, and when each phase began. ``score.svg`` shows the path from text to score, with the
 run's own figures.
 """
 
@@ -11,7 +11,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components.command import run_command
 from components.files import write_whole
@@ -35,14 +36,14 @@ BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#c8641e", "#3c8d4f", "#666666"
 
 
 def draw_run(run: Run) -> bytes:
-    """The seconds of a run as SVG: training loss and bits per byte above, the learning rate's multiplier below."""
+    """A run over time, as SVG: training loss and bits per byte above, the learning-rate multiplier below."""
     log = run.log.read_text()
     budget = run.summary["max_wallclock_seconds"] or run.summary["wallclock_seconds"]
     steps = {int(step): (float(loss), float(seconds)) for step, loss, seconds in STEP.findall(log)}
     seconds_of = {step: seconds for step, (_, seconds) in steps.items()}
 
     def when(step: int) -> float:
-        """Seconds at a step, from the nearest step that was logged."""
+        """Elapsed seconds at a step, taken from the nearest logged step."""
         return seconds_of[min(seconds_of, key=lambda logged: abs(logged - step))]
 
     starts = [(0.0, "constant rate")]
@@ -56,28 +57,33 @@ def draw_run(run: Run) -> bytes:
             axes.axvspan(start, end, color=(GRAY, BLUE, ORANGE)[i % 3], alpha=0.08, linewidth=0)
         above.text((start + end) / 2, 1.02, name, transform=above.get_xaxis_transform(), ha="center", color=GRAY)
     above.plot(list(seconds_of.values()), [loss for loss, _ in steps.values()], color=BLUE, linewidth=1)
-    above.set_ylabel("training loss, nats a token", color=BLUE)
+    above.set_ylabel("training loss, nats per token", color=BLUE)
     bits = above.twinx()
     scored = [(when(int(step)), float(bpb)) for step, bpb in VALIDATION.findall(log)]
     bits.plot(*zip(*scored, strict=True), color=ORANGE, marker="o", markersize=4, linewidth=1)
     bits.plot([budget], [run.summary["val_bpb"]], color=ORANGE, marker="*", markersize=12, clip_on=False)
     bits.set_ylabel("bits per byte (star: the exported file)", color=ORANGE)
-    _draw_rate(below, run.summary, [when(int(step)) for step in SNAPSHOT.findall(log)], starts, budget)
+    _draw_rate(below, _rates(run), when, [int(step) for step in SNAPSHOT.findall(log)])
     above.set_xlim(0, budget)
     return _svg(figure)
 
 
-def _draw_rate(
-    axes: Axes, summary: dict[str, Any], snapshots: list[float], starts: list[tuple[float, str]], budget: float
-) -> None:
-    down = next((start for start, name in starts if name == "warm-down"), budget)
-    axes.plot([0, down, budget], [1, 1, 0], color=GREEN, linewidth=1.5)
-    axes.plot(snapshots, [1 - (s - down) / (budget - down) for s in snapshots], "o", color=GREEN, markersize=3)
+def _rates(run: Run) -> dict[int, float]:
+    """The learning rate over its initial value at each logged step."""
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("lr/matrices")}
+    return {step: rate / max(logged.values()) for step, rate in logged.items()}
+
+
+def _draw_rate(axes: Axes, rates: dict[int, float], when: Callable[[int], float], snapshots: list[int]) -> None:
+    axes.plot([when(step) for step in rates], list(rates.values()), color=GREEN, linewidth=1.5)
     axes.set(xlabel="seconds of training", ylabel="learning rate", ylim=(0, 1.15))
     if snapshots:
+        axes.plot([when(step) for step in snapshots], [rates[step] for step in snapshots], "o", color=GREEN, ms=3)
         axes.annotate(
             f"{len(snapshots)} snapshots, averaged",
-            (snapshots[0], 1 - (snapshots[0] - down) / (budget - down)),
+            (when(snapshots[0]), rates[snapshots[0]]),
             xytext=(8, 6),
             textcoords="offset points",
             color=GREEN,
@@ -85,13 +91,13 @@ def _draw_rate(
 
 
 def draw_score(run: Run, settings: dict[str, Any]) -> bytes:
-    """The way from text to the score as SVG, with a run's figures in it."""
+    """The path from text to score, as SVG, with a run's figures."""
     summary, data, scoring = run.summary, settings["data"], settings["scoring"]
     train = (
         ("text", "documents"),
         ("tokenizer", f"{settings['model']['vocab_size']:,} pieces"),
         ("shards", f"{summary['train_ids']:,} ids"),
-        ("stream", f"{data['train_batch_tokens']:,} ids a step"),
+        ("stream", f"{data['train_batch_tokens']:,} ids per step"),
         ("training", f"{summary['step_stop']:,} steps"),
         ("float weights", f"{summary['num_params']:,}"),
     )
@@ -130,14 +136,14 @@ def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]
 
 def _svg(figure: Figure) -> bytes:
     file = io.BytesIO()
-    # Without a date, and with ids of its own choosing, the same run gives the same bytes.
+    # Without a date and with a fixed salt for its ids, the same run gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "golf"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw both pictures of the run that the command line names.
+    """Draw both pictures of the run given on the command line.
 
     Raises:
         UserError: it is not a finished fit.

@@ -1,4 +1,4 @@
-"""The LightningModule: the network, its optimizer, and what it does with a batch of training and of scoring."""
+"""The LightningModule: the network, its optimizer, and its training and validation steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class GPTModule(LightningModule):
 
     Args:
         compile: Whether to compile the network (needs a C++ compiler on a CPU).
-        optimizer: Rates and decays of each parameter group.
+        optimizer: Learning rates, weight decays and other settings of the optimizers.
         vocab_size: Pieces in the vocabulary; null for the tokenizer's.
         bos_id: The id that begins a document; null for the tokenizer's.
-        network: The network's other settings, those of ``GPTConfig``.
+        network: The network's other settings, as in ``GPTConfig``.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class GPTModule(LightningModule):
         **network: Any,
     ) -> None:
         super().__init__()
-        assert vocab_size is not None, "whoever builds the module knows the tokenizer"
-        assert bos_id is not None, "whoever builds the module knows the tokenizer"
+        assert vocab_size is not None, "the caller must take it from the tokenizer"
+        assert bos_id is not None, "the caller must take it from the tokenizer"
         self.save_hyperparameters()
         self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile
         if compile:
-            # One graph, not one a gradient bucket: what the warm-up compiles must be what every later step runs.
+            # One graph, not one per gradient bucket: every later step must run what the warm-up compiled.
             torch._dynamo.config.optimize_ddp = False
-            # In place: a wrapper would rename every key of the checkpoints.
+            # In place: a wrapper would rename every key in the checkpoints.
             self.network.compile(dynamic=False, fullgraph=True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -53,14 +53,14 @@ class GPTModule(LightningModule):
         return self.network(input_ids, target_ids).mean()
 
     def validation_step(self, batch: ScoringPass, batch_idx: int) -> Score:  # type: ignore[override] # the totals
-        """Score the whole text of a validation, which is its one batch; the totals are of all ranks."""
+        """Score the whole validation text, which is the single batch; the totals cover all ranks."""
         return batch.run(self.network, self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed run have another number of ranks than the one that was saved.
+        """Let a run resume with a different number of ranks.
 
-        The trainer's loop counts the micro-batches of a rank and steps whenever their number is a multiple of the
-        accumulation, so the count is moved to where this number of ranks would have it.
+        The trainer counts micro-batches per rank and takes an optimizer step whenever the count is a multiple of the
+        number it accumulates, so the saved count is converted to the new number of ranks.
         """
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
             return
@@ -70,5 +70,5 @@ class GPTModule(LightningModule):
             counts.update({name: count + moved for name, count in counts.items()})
 
     def configure_optimizers(self) -> CompositeOptimizer:
-        """Muon and AdamW as one optimizer; the schedule callback sets its rates."""
+        """Muon and AdamW as one optimizer; the schedule callback sets its learning rates."""
         return build_optimizer(self.network, self.optimizer_config)

@@ -1,1 +1,1 @@
-"""From trained runs to a record: seeds and significance, the folder to hand in, and its audit."""
+"""From trained runs to a record: seeds and significance, the submission folder, and its audit."""

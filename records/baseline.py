@@ -1,4 +1,4 @@
-"""The seeds to beat: losses given as numbers, or read from a sweep's or a submission's file."""
+"""The baseline's losses, given as numbers or read from a sweep's or a submission's file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from records.runs import read_json
 
 
 def baseline_losses(words: Sequence[str]) -> list[float]:
-    """Losses in nats, one a seed, from the words after ``--baseline``.
+    """Losses in nats, one per seed, from the arguments of ``--baseline``.
 
     Args:
-        words: numbers, or one path of a ``sweep.json`` or ``submission.json``.
+        words: numbers, or the path of one ``sweep.json`` or ``submission.json``.
 
     Raises:
-        UserError: the words are neither, or the file has no loss.
+        UserError: the arguments are neither, or the file has no loss.
     """
     try:
         return [float(word) for word in words]
@@ -30,7 +30,7 @@ def baseline_losses(words: Sequence[str]) -> list[float]:
 
 
 def losses_of(content: dict[str, Any], name: str) -> list[float]:
-    """The seeds' losses in a ``sweep.json``'s or ``submission.json``'s content.
+    """The seeds' losses in the content of a ``sweep.json`` or ``submission.json``.
 
     Raises:
         UserError: it has none.
@@ -40,5 +40,7 @@ def losses_of(content: dict[str, Any], name: str) -> list[float]:
         results = list(results.values())
     listed = [entry.get("val_loss") for entry in results or () if isinstance(entry, dict)] or [content.get("val_loss")]
     if not all(isinstance(loss, float | int) for loss in listed):
-        raise UserError(f"{name} gives no val_loss for each seed; give the baseline's losses in nats as numbers.")
+        raise UserError(
+            f"{name} does not give a val_loss for each seed; give the baseline's losses in nats as numbers."
+        )
     return [float(loss) for loss in listed if loss is not None]

@@ -1,4 +1,4 @@
-"""The seeds' curves as one picture."""
+"""The seeds' curves in one picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from records.train_log import read_log
 
 
 def draw_curves(logs: Mapping[int, Path], path: Path) -> None:
-    """Write a PNG of training loss and validation bits per byte by step, a line a seed.
+    """Write a PNG of training loss and validation bits per byte by step, one line per seed.
 
     Args:
         logs: each seed's train.log.
-        path: the picture.
+        path: where the picture goes.
 
     Raises:
         UserError: a log cannot be read.
@@ -32,7 +32,7 @@ def draw_curves(logs: Mapping[int, Path], path: Path) -> None:
         )
         if log.step_stop is not None and log.val_bpb is not None:
             right.plot([log.step_stop], [log.val_bpb], marker="*", linestyle="none", color=line.get_color())
-    left.set(xlabel="optimizer step", ylabel="nats a token", title="training loss")
+    left.set(xlabel="optimizer step", ylabel="nats per token", title="training loss")
     right.set(xlabel="optimizer step", ylabel="bits per byte", title="validation (star: the exported file)")
     for axes in (left, right):
         axes.grid(alpha=0.3)

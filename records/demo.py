@@ -26,22 +26,22 @@ LARGEST_DIFFERENCE = 1e-6
 
 
 def main() -> None:
-    """Sweep, pack, audit, and run the packed script in an environment that holds its requirements alone."""
+    """Sweep, pack, audit, and run the packed script in an environment with nothing but its requirements."""
     started = time.perf_counter()
     shutil.rmtree(OUT, ignore_errors=True)
-    _say("Corpus: this Python's own documentation and sources")
+    _heading("Corpus: Python's own documentation and sources")
     build_corpus(DATA)
-    _say(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
+    _heading(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
     budget = ["--", f"--clock.max_seconds={TRAIN_SECONDS}", f"--data.path={DATA}"]
     budget += [f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
     configs = [f"--config={ROOT / 'configs' / name}" for name in ("record_10l.yaml", "demo.yaml")]
     sweep.main([*configs, "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
-    _say("Pack: the folder to hand in")
+    _heading("Pack: the submission folder")
     folder = OUT / "submission"
     pack.main([str(OUT / "sweep"), f"--out={folder}", "--author=Demo", "--github-id=demo", "--track=demo"])
-    _say("Audit")
+    _heading("Audit")
     audit.main([str(folder), f"--data={DATA}"])
-    _say("The packed script alone: an empty folder, an environment of its requirements")
+    _heading("The packed script alone: in an empty folder, with nothing but its requirements")
     _run_alone(folder)
     print(f"\nDone in {time.perf_counter() - started:.0f} s; the folder is {folder}")
 
@@ -67,7 +67,7 @@ def _run_alone(folder: Path) -> None:
     scored = _summary(alone, 0)
     claimed = json.loads((folder / pack.SUBMISSION_NAME).read_text())["seed_results"][SEEDS[0]]
     if abs(scored["val_bpb"] - claimed["val_bpb"]) > LARGEST_DIFFERENCE:
-        sys.exit(f"error: the packed script scores {scored['val_bpb']} where {claimed['val_bpb']} is claimed")
+        sys.exit(f"error: the packed script scores {scored['val_bpb']}, but {claimed['val_bpb']} is claimed")
     torchrun: list[str | Path] = [python.with_name("torchrun"), "--standalone", "--nproc_per_node=1", SCRIPT_NAME]
     _call(alone, *torchrun, f"--clock.max_seconds={TRAIN_SECONDS}")
     trained = _summary(alone, 1)
@@ -91,8 +91,8 @@ def _call(folder: Path, *command: str | Path) -> None:
         sys.exit(code)
 
 
-def _say(what: str) -> None:
-    print(f"\n== {what}", flush=True)
+def _heading(title: str) -> None:
+    print(f"\n== {title}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""``python -m records.pack RUN... --out FOLDER``: the folder to hand in, made of finished runs of one configuration.
+"""``python -m records.pack RUN... --out FOLDER``: a submission folder, from finished runs of one configuration.
 
-A RUN is the log folder of a ``fit`` (``.../lightning_logs/version_N``) or the folder of a sweep, which stands for all
+A RUN is the log folder of a ``fit`` (``.../lightning_logs/version_N``) or the folder of a sweep, which means all
 of its finished seeds. The folder holds:
 
-- ``README.md``: what, how, the results of each seed, how to reproduce, all from the runs' own figures;
-- ``submission.json``: the same for programs; scores are means over the seeds, everything else is the largest;
+- ``README.md``: the method, the results of each seed, and how to reproduce them, all from the runs' own figures;
+- ``submission.json``: the same for programs; scores are means over the seeds, all other figures are maxima;
 - ``train_gpt.py``: one self-contained script (see `records.script`), and ``requirements.txt``, what it needs;
 - for each seed ``train_seed<N>.log``, ``model_seed<N>.golf`` and ``run_seed<N>.json``, the run's own record.
 """
@@ -36,10 +36,10 @@ REQUIREMENTS_NAME = "requirements.txt"
 
 
 def pack(runs: Sequence[Run], out: Path, credits: Credits, baseline: Sequence[float] = ()) -> dict[str, Any]:
-    """Write the folder, whole or not at all, and return its ``submission.json``.
+    """Write the folder, completely or not at all, and return its ``submission.json``.
 
     Raises:
-        UserError: the folder exists, the runs are not of one configuration with a seed each, or the script is too
+        UserError: the folder exists, the runs differ in their configuration or share a seed, or the script is too
             large.
     """
     if out.exists():
@@ -67,7 +67,7 @@ def pack(runs: Sequence[Run], out: Path, credits: Credits, baseline: Sequence[fl
 
 
 def runs_of(folders: Sequence[Path]) -> list[Run]:
-    """The finished runs in folders of runs and of sweeps.
+    """The finished runs in folders, each a run's or a sweep's.
 
     Raises:
         UserError: a folder is neither.
@@ -102,33 +102,35 @@ def _common_settings(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Pack the runs that the command line names.
+    """Pack the runs given on the command line.
 
     Raises:
         UserError: see `pack`.
     """
     parser = argparse.ArgumentParser(prog="python -m records.pack", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a fit's version_N folder, or a sweep's")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a fit's version_N folder, or a sweep's folder"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; must not exist")
     parser.add_argument("--author", required=True, help="your name")
     parser.add_argument("--github-id", required=True, help="your GitHub account")
-    parser.add_argument("--name", default="", help="the submission's name (default: made of the model's sizes)")
-    parser.add_argument("--blurb", default="", help="a sentence about it (default: made of the settings)")
+    parser.add_argument("--name", default="", help="the submission's name (default: made from the model's size)")
+    parser.add_argument("--blurb", default="", help="a sentence about it (default: made from the settings)")
     parser.add_argument("--track", default="10min_16mb", help="the challenge's track (default: %(default)s)")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    parser.add_argument("--date", default=today, help="the day to write (default: today)")
+    parser.add_argument("--date", default=today, help="the submission's date (default: today)")
     parser.add_argument(
         "--baseline",
         nargs="+",
         default=[],
-        help="what to beat: a sweep.json, a submission.json, or the losses of its seeds in nats",
+        help="the baseline: a sweep.json, a submission.json, or the losses of its seeds in nats",
     )
     args = parser.parse_args(arguments)
     credits = Credits(args.author, args.github_id, args.name, args.blurb, args.date, args.track)
     facts = pack(runs_of(args.runs), args.out, credits, baseline_losses(args.baseline))
     print(
         f"Packed {args.out}: seeds {', '.join(map(str, facts['seeds']))}, {facts['val_bpb']:.6f} bits per byte, "
-        f"{facts['bytes_total']:,} bytes of {MAX_BYTES:,}, {facts['bytes_code']:,} of them code. "
+        f"{facts['bytes_total']:,} of {MAX_BYTES:,} bytes, {facts['bytes_code']:,} of them code. "
         f"Next: python -m records.audit {args.out}"
     )
 

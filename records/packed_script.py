@@ -1,4 +1,4 @@
-"""Train, export and score this submission's model, or score an exported file. One file; the requirements beside it.
+"""Train, export and score this submission's model, or score an exported file. Needs requirements.txt.
 
     torchrun --standalone --nproc_per_node=8 train_gpt.py                # the run, with the settings in CONFIG
     torchrun --standalone --nproc_per_node=8 train_gpt.py --seed_everything 42 --data.path FOLDER
@@ -6,8 +6,9 @@
     python train_gpt.py fit --help                                       # every setting, its meaning and unit
     python train_gpt.py unpack FOLDER                                    # the sources as files, to read
 
-It holds the modules of a project: some in READABLE, in clear text, the rest in PACKED, as base 85 of LZMA, without the
-comments and docstrings that --help does not show. Both are imported from here under their own names.
+This file contains the modules of a project: some as clear text in READABLE, the rest in PACKED, LZMA-compressed and
+encoded in base 85, without comments and without docstrings that --help does not show. All of them are imported from
+here under their own names.
 """
 
 import base64
@@ -33,10 +34,10 @@ if PACKED:
 
 
 class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Find modules in SOURCES, and show their source to whoever inspects it, as --help does."""
+    """Find modules in SOURCES, and give their source to code that inspects it, as --help does."""
 
     def find_spec(self, fullname, path=None, target=None):  # type: ignore[no-untyped-def]
-        """Where a module is, if it is here."""
+        """A module's spec, if the module is here."""
         if self._file(fullname) not in SOURCES:
             return None
         origin = f"{Path(__file__).resolve()}:{self._file(fullname)}"
@@ -45,7 +46,7 @@ class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return spec
 
     def get_code(self, fullname):  # type: ignore[no-untyped-def]
-        """A module's code, its tracebacks under this file's name."""
+        """A module's code; its tracebacks name this file."""
         return compile(self.get_source(fullname), f"{Path(__file__).resolve()}:{self._file(fullname)}", "exec")
 
     def get_source(self, fullname):  # type: ignore[no-untyped-def]
@@ -65,7 +66,7 @@ sys.meta_path.insert(0, Importer())
 
 
 def main(arguments: list[str]) -> None:
-    """Run a command with CONFIG as its first configuration; without a command, fit."""
+    """Run a command, by default fit, with CONFIG as its first configuration."""
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "fit"
     if command == "unpack":
         for file, source in SOURCES.items():
@@ -77,11 +78,11 @@ def main(arguments: list[str]) -> None:
 
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     launched = []
-    if "LOCAL_WORLD_SIZE" in os.environ:  # by torchrun, which decides how many processes there are
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun, which decides how many processes there are
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // local
         launched = [f"--trainer.devices={local}", f"--trainer.num_nodes={nodes}"]
-    # This file is all of the code that counts.
+    # This file is all the code that counts.
     cli.main([command, f"--config={CONFIG}", *launched, *arguments], lambda config: Path(__file__).stat().st_size)
 
 

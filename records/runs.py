@@ -50,9 +50,9 @@ def open_run(folder: Path) -> Run:
     """Open a finished fit.
 
     Raises:
-        UserError: the folder is none, or not that of a fit that came to its end.
+        UserError: there is no such folder, or it is not that of a finished fit.
     """
-    remedy = "give the version_N folder of a fit that came to its end"
+    remedy = "give the version_N folder of a finished fit"
     summary = read_json(folder / SUMMARY_NAME, remedy)
     if "step_stop" not in summary or summary.get("seed") is None:
         raise UserError(f"{folder / SUMMARY_NAME} is not the summary of a fit with a seed; {remedy}.")
@@ -67,7 +67,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: there is no such file or no object in it; the sentence ends with the remedy.
+        UserError: there is no such file, or it does not hold an object; the error ends with the remedy.
     """
     try:
         content = json.loads(path.read_text())
@@ -76,7 +76,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); {remedy}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; {remedy}.")
+        raise UserError(f"{path} does not hold a JSON object; {remedy}.")
     return content
 
 

@@ -1,11 +1,11 @@
-"""The one self-contained ``train_gpt.py``, made of the project's own sources and one run's configuration.
+"""The self-contained ``train_gpt.py``, made from the project's own sources and one run's configuration.
 
-What ``cli.py`` imports and what the configuration names by class path goes in, with all that these import; what is
-imported only inside a function is not needed to train and score, and stays out. The modules that say most about the
-model go in as they are, as many as the limit lets, or else in clear text without their comments; the others lose their
-comments, their docstrings and what nothing uses, and are compressed. That costs a reader of the file most of the
-project's plumbing, which ``train_gpt.py unpack FOLDER`` gives back without its comments, and which the project itself
-has with them. The same sources and settings give the same bytes.
+It contains the modules that ``cli.py`` imports, those that the configuration names by class path, and all that these
+import. Imports inside functions are not needed to train and score, and are left out. The modules that say most about
+the model go in unchanged, as many as the limit allows, or else in clear text without comments. The others lose their
+comments, their docstrings and unused definitions, and are compressed. The cost is that most of the project's plumbing
+cannot be read in the file: ``train_gpt.py unpack FOLDER`` writes it out without comments, and the project itself has
+them. The same sources and settings give the same bytes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(__file__).with_name("packed_script.py")
 ENTRY = "cli.py"
 MODEL = "lightning_modules/gpt.py"
-"""Where a reader of the model begins."""
+"""Where a reader of the model starts."""
 
 MAX_SCRIPT_BYTES = 150_000
 """Clear text is added up to this size, if artifact and code stay under the cap."""
 
 _LINE = 118
-# Text: literals depend on the byte before more than on where they stand.
+# For text: a literal depends more on the byte before it than on its position.
 _LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 
 
@@ -48,8 +48,8 @@ class Script:
 
     Attributes:
         text: the file's content.
-        readable: modules in it that are in clear text.
-        packed: modules in it that are compressed.
+        readable: its modules in clear text.
+        packed: its compressed modules.
     """
 
     text: str
@@ -63,11 +63,11 @@ class Script:
 
 
 def build_script(config: str, bytes_model: int = 0) -> Script:
-    """Pack the project with a run's configuration for its default settings.
+    """Pack the project, with a run's configuration as its default settings.
 
     Args:
         config: the run's whole configuration, as YAML.
-        bytes_model: size of the largest artifact that the script goes with.
+        bytes_model: size of the largest artifact submitted with the script.
 
     Raises:
         UserError: even with every module compressed, script and artifact are over the cap.
@@ -78,8 +78,8 @@ def build_script(config: str, bytes_model: int = 0) -> Script:
     script = _assemble(settings, bare, readable)
     if script.num_bytes > max_bytes:
         raise UserError(
-            f"The sources that {ENTRY} needs make a script of {script.num_bytes:,} bytes, and beside an artifact of "
-            f"{bytes_model:,} bytes {max_bytes:,} are left; make the network smaller."
+            f"The sources that {ENTRY} needs make a script of {script.num_bytes:,} bytes, but an artifact of "
+            f"{bytes_model:,} bytes leaves {max_bytes:,}; make the network smaller."
         )
     for file in sources:
         for source in (sources[file], bare[file]):
@@ -91,7 +91,7 @@ def build_script(config: str, bytes_model: int = 0) -> Script:
 
 
 def compressed_bytes(config: str) -> int:
-    """Size of the script of a configuration with every module compressed: the code that a run must count.
+    """Size of a configuration's script with every module compressed: what a run counts as code.
 
     Args:
         config: the run's whole configuration, as YAML.
@@ -101,7 +101,7 @@ def compressed_bytes(config: str) -> int:
 
 
 def _sources(config: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The settings in clear, and the sources that they need, as they are and bare, most telling first."""
+    """The settings as text, and the sources they need, unchanged and stripped, most informative first."""
     content = yaml.safe_load(config)
     settings = clear_settings(content)
     sources = {file: (ROOT / file).read_text() for file in needed_files(_class_files(content))}
@@ -176,7 +176,7 @@ def strip(source: str) -> str:
 
 
 def shake(sources: dict[str, str], settings: str) -> dict[str, str]:
-    """Drop the functions and classes that nothing else in sources and settings names, until all that is left is."""
+    """Remove functions and classes that nothing else in sources and settings names, until none is left."""
     sources = dict(sources)
     entered = TEMPLATE.read_text() + settings
     while True:
@@ -196,7 +196,7 @@ def shake(sources: dict[str, str], settings: str) -> dict[str, str]:
 
 
 def clear_settings(settings: dict[str, Any]) -> str:
-    """A run's settings as YAML, without what is unset or belongs to the machine that it ran on."""
+    """A run's settings as YAML, without those that are unset or specific to its machine."""
     kept = {section: value for section, value in settings.items() if value is not None}
     kept["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}
     kept["trainer"]["default_root_dir"] = "runs"
@@ -229,7 +229,7 @@ def _raw(text: str) -> str:
 
 
 def _imports(nodes: Iterable[ast.AST]) -> list[str]:
-    """The project's files that statements import, packages on the way included."""
+    """The project's files that statements import, including the packages on the path."""
     names = []
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module is not None:

@@ -1,8 +1,8 @@
-"""What a handful of seeds says: mean, spread, an interval, and whether it beats a baseline as the challenge asks.
+"""Statistics of a few seeds: mean, spread, confidence interval, and the challenge's test against a baseline.
 
-The challenge's rule for a new record: it must be shown at p < 0.01 that the mean loss is at least 0.005 nats under the
-baseline's. The test is Welch's, which lets the two sides differ in variance, and one-sided: the null hypothesis is that
-the improvement is 0.005 nats or less.
+The challenge's rule for a new record: it must be shown at p < 0.01 that the mean loss is at least 0.005 nats below the
+baseline's. The test is Welch's, which allows the two sides to differ in variance. It is one-sided: the null hypothesis
+is that the improvement is 0.005 nats or less.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Sample:
-    """Figures of several seeds, at least one.
+    """Statistics of one or more seeds.
 
     Attributes:
         mean: their mean.
-        deviation: their standard deviation, with n - 1; None for a single seed.
-        interval: half the width of the two-sided 95% interval of the mean, by Student's t; None for a single seed.
-        count: how many there are.
+        deviation: their sample standard deviation (n - 1); None for a single seed.
+        interval: half-width of the mean's two-sided 95% confidence interval, by Student's t; None for a single seed.
+        count: the number of seeds.
     """
 
     mean: float
@@ -39,13 +39,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Losses against a baseline's.
+    """Losses compared with a baseline's.
 
     Attributes:
-        improvement: by how many nats the mean loss is under the baseline's; negative where it is over it.
-        p_better: chance of such losses if the mean were no better at all, one-sided; None where not computable.
-        p_margin: chance of such losses if the improvement were `MARGIN_NATS` or less, one-sided; None likewise.
-        why_not: why the chances are not computable.
+        improvement: the baseline's mean loss minus this one, in nats; negative if this one is worse.
+        p_better: one-sided p-value against no improvement at all; None if not computable.
+        p_margin: one-sided p-value against an improvement of `MARGIN_NATS` or less; None if not computable.
+        why_not: why the p-values are not computable.
     """
 
     improvement: float
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the rule is met; None where no test could be made."""
+        """Whether the rule is met; None if it could not be tested."""
         if self.improvement < MARGIN_NATS:
             return False
         return None if self.p_margin is None else self.p_margin < MAX_P
@@ -66,17 +66,17 @@ class Comparison:
         said = f"{abs(self.improvement):.5f} nats {better} than the baseline"
         if self.p_margin is not None and self.p_better is not None:
             said += (
-                f"; Welch, one-sided: p = {self.p_better:.2g} that it is no better, p = {self.p_margin:.2g} that it is "
-                f"no more than {MARGIN_NATS} nats better"
+                f"; one-sided Welch test: p = {self.p_better:.2g} against no improvement, p = {self.p_margin:.2g} "
+                f"against an improvement of at most {MARGIN_NATS} nats"
             )
         else:
             said += f"; Welch's test is not computable: {self.why_not}"
-        verdict = {True: "holds", False: "does not hold", None: "cannot be decided"}[self.holds]
+        verdict = {True: "is met", False: "is not met", None: "cannot be decided"}[self.holds]
         return f"{said}; the rule (at least {MARGIN_NATS} nats better at p < {MAX_P}) {verdict}"
 
 
 def describe(figures: Sequence[float]) -> Sample:
-    """Mean, standard deviation and 95% interval of figures, one a seed.
+    """Mean, standard deviation and 95% confidence interval of figures, one per seed.
 
     Raises:
         UserError: there are none, or one is not finite.
@@ -92,7 +92,7 @@ def describe(figures: Sequence[float]) -> Sample:
 
 
 def compare(losses: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    """Test losses in nats, one a seed, against a baseline's.
+    """Test losses in nats, one per seed, against a baseline's.
 
     Raises:
         UserError: a side is empty or holds a figure that is not finite.
@@ -101,14 +101,14 @@ def compare(losses: Sequence[float], baseline: Sequence[float]) -> Comparison:
     improvement = theirs.mean - ours.mean
     if ours.deviation is None or theirs.deviation is None:
         side = "this side" if ours.deviation is None else "the baseline"
-        return Comparison(improvement, None, None, f"{side} has one seed and the test needs two of each")
+        return Comparison(improvement, None, None, f"{side} has one seed, and the test needs at least two on each side")
     if not ours.deviation and not theirs.deviation:
         return Comparison(improvement, None, None, "neither side's seeds differ at all")
     return Comparison(improvement, _welch(losses, baseline, 0), _welch(losses, baseline, MARGIN_NATS), None)
 
 
 def _welch(losses: Sequence[float], baseline: Sequence[float], margin: float) -> float:
-    """One-sided p of Welch's test that losses are more than a margin under the baseline's."""
+    """One-sided p-value of Welch's test that losses are more than a margin below the baseline's."""
     shifted = [x + margin for x in losses]
     return float(stats.ttest_ind(shifted, baseline, equal_var=False, alternative="less").pvalue)
 

@@ -1,4 +1,4 @@
-"""What a submission's folder says: ``submission.json`` for programs, ``README.md`` for people, ``requirements.txt``."""
+"""The texts of a submission: ``submission.json`` for programs, ``README.md`` for people, ``requirements.txt``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REQUIREMENTS = (
     "typeshed_client",
     "zstandard",
 )
-"""What fit and validate need, at the versions installed here."""
+"""What fit and validate need; the versions are those installed here."""
 
 MEANS = ("val_loss", "val_bpb", "pre_quant_val_loss", "pre_quant_val_bpb")
 LARGEST = ("step_stop", "wallclock_seconds", "eval_time_seconds", "bytes_model", "bytes_total")
@@ -35,14 +35,14 @@ LARGEST = ("step_stop", "wallclock_seconds", "eval_time_seconds", "bytes_model",
 
 @dataclass(frozen=True)
 class Credits:
-    """Who hands in what.
+    """Who submits what.
 
     Attributes:
         author: the author's name.
         github_id: the author's GitHub account.
-        name: the submission's name; empty for one made of the model's sizes.
-        blurb: one sentence about it; empty for one made of the settings.
-        date: the day, as 2026-01-31.
+        name: the submission's name; empty for one made from the model's size.
+        blurb: one sentence about it; empty for one made from the settings.
+        date: the date, such as 2026-01-31.
         track: the challenge's track.
     """
 
@@ -88,8 +88,8 @@ def submission(
 
 
 def requirements() -> str:
-    """Exact versions of what the script needs, a line each."""
-    # A local part, as in 2.13.0+cpu, names a build of this machine's.
+    """Exact versions of what the script needs, one per line."""
+    # A local version label, as in 2.13.0+cpu, names this machine's build.
     return "".join(f"{name}=={importlib.metadata.version(name).split('+')[0]}\n" for name in REQUIREMENTS)
 
 
@@ -115,17 +115,18 @@ def readme(facts: dict[str, Any], settings: dict[str, Any], script: Script, runs
 
 {facts["blurb"]}
 
-**{facts["val_bpb"]:.6f} bits per byte** ({facts["val_loss"]:.6f} nats a token), mean of {losses.count} \
+**{facts["val_bpb"]:.6f} bits per byte** ({facts["val_loss"]:.6f} nats per token), mean of {losses.count} \
 seed{"s" if losses.count > 1 else ""}{spread}. By {facts["author"]} ({facts["github_id"]}), {facts["date"]}.
 
-## What
+## Method
 
 - {_sentence(summary["network"])} {facts["num_params"]:,} parameters.
-- Training: {settings["data"]["train_batch_tokens"]:,} tokens a step in sequences of \
+- Training: {settings["data"]["train_batch_tokens"]:,} tokens per step in sequences of \
 {settings["data"]["train_seq_len"]:,}.
 {techniques}
-- Score: of the exported file, read back; windows of {scoring["seq_len"]:,} every {scoring["stride"]:,} tokens, each \
-of the {summary["tokens_scored"]:,} targets once; total nats / ln 2 / {summary["bytes_scored"]:,} bytes of text.
+- Scoring: the exported file is read back and scored in windows of {scoring["seq_len"]:,} tokens at stride \
+{scoring["stride"]:,}, each of the {summary["tokens_scored"]:,} targets once. Bits per byte are the total nats / ln 2 \
+/ {summary["bytes_scored"]:,} bytes of text.
 
 ## Results
 
@@ -147,17 +148,17 @@ python {SCRIPT_NAME} validate --artifact model_seed{runs[0].seed}{runs[0].artifa
     --data.path FOLDER_OF_SHARDS --data.tokenizer_path TOKENIZER.model
 ```
 
-The run leaves its figures in `runs/lightning_logs/version_N/summary.json`. `validate` needs nothing of the training: \
-the artifact says what network it holds.
+The run writes its figures to `runs/lightning_logs/version_N/summary.json`. `validate` needs nothing from training: \
+the artifact describes its own network.
 
 ## The files
 
-- `{SCRIPT_NAME}`: everything that training and scoring need, in one file. In clear text: the settings, \
+- `{SCRIPT_NAME}`: everything that training and scoring need, in one file. It has in clear text the settings, \
 {", ".join(f"`{file}`" for file in script.readable)}. The {len(script.packed)} other modules are compressed to keep \
 the code small, without comments and docstrings, so they cannot be read in place: \
 `python {SCRIPT_NAME} unpack FOLDER` writes all of them as files.
-- `submission.json`: these figures for programs. Scores are means over the seeds, everything else is the largest.
-- For each seed `train_seed*.log` (the log), `model_seed*{runs[0].artifact.suffix}` (the artifact) and \
+- `submission.json`: these figures for programs. Scores are means over the seeds, all other figures are maxima.
+- For each seed, `train_seed*.log` (the log), `model_seed*{runs[0].artifact.suffix}` (the artifact) and \
 `run_seed*.json` (the run's record of itself: shards and positions read, targets and bytes scored, times, versions).
 """
 

@@ -1,9 +1,9 @@
-"""``python -m records.sweep``: the same run at several seeds, and what they say together.
+"""``python -m records.sweep``: the same run with several seeds, and their statistics.
 
-Each seed is a ``fit``, then a ``validate`` of its artifact in a fresh process, with the output of both kept in the
-sweep's folder. A sweep that was interrupted goes on where it stopped; finished seeds are never repeated unless
-``--again`` names them. A seed that fails is said and passed over, and the command exits non-zero in the end. What
-stands after ``--`` is given to both commands, as in ``... --seeds 1 2 -- --clock.max_seconds 60``.
+Each seed is a ``fit``, then a ``validate`` of its artifact in a fresh process; the output of both is kept in the
+sweep's folder. An interrupted sweep continues where it stopped. Finished seeds are not repeated unless ``--again``
+names them. A seed that fails is reported and skipped, and the command then exits non-zero. Arguments after ``--`` go
+to both commands, as in ``... --seeds 1 2 -- --clock.max_seconds 60``.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ CLI = Path(__file__).parents[1] / "cli.py"
 SWEEP_NAME = "sweep.json"
 STATE_NAME = "seed.json"
 LARGEST_DIFFERENCE = 1e-4
-"""Bits per byte that a fresh process may score beside the one that trained: they may divide the work differently."""
+"""Bits per byte by which a fresh process may differ from the one that trained: they may divide the work differently."""
 LOOK_SECONDS = 0.2
 PROGRESS_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where one seed at a time runs: GPU numbers as CUDA counts them, or None for what the configuration says."""
+    """Where one seed runs at a time: CUDA device numbers, or None for the configuration's devices."""
 
     gpus: str | None = None
 
     @property
     def arguments(self) -> list[str]:
-        """What the commands must be told."""
+        """The commands' arguments for it."""
         return [] if self.gpus is None else [f"--trainer.devices={self.gpus.count(',') + 1}"]
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the commands' processes must see."""
+        """The commands' environment variables for it."""
         return {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus}
 
 
 @dataclass
 class Sweep:
-    """One configuration at several seeds.
+    """One configuration with several seeds.
 
     Attributes:
         out: the sweep's folder.
@@ -73,23 +73,23 @@ class Sweep:
     _stopping: bool = False
 
     def run(self, seeds: Sequence[int], devices: Sequence[Device]) -> None:
-        """Bring every seed to its end, one at a time on each device; failures are kept by seed.
+        """Finish every seed, one at a time on each device; failures are recorded by seed.
 
         Raises:
-            UserError: the folder holds seeds of another configuration.
+            UserError: the folder holds seeds run with another configuration.
         """
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for seed in seeds:
             if self.result(seed) is None:
                 todo.put(seed)
             else:
-                _say(seed, "finished already")
+                _print(seed, "already finished")
         workers = [threading.Thread(target=self._work, args=(todo, device), daemon=True) for device in devices]
         for worker in workers:
             worker.start()
         try:
             for worker in workers:
-                while worker.is_alive():  # an interrupt does not reach a wait without end
+                while worker.is_alive():  # an interrupt does not reach a wait without a timeout
                     worker.join(LOOK_SECONDS)
         except KeyboardInterrupt:
             self._stopping = True
@@ -98,10 +98,10 @@ class Sweep:
             raise
 
     def result(self, seed: int) -> dict[str, Any] | None:
-        """A finished seed's figures, else None.
+        """A finished seed's figures; None for an unfinished one.
 
         Raises:
-            UserError: the seed is of another configuration.
+            UserError: the seed was run with another configuration.
         """
         state = self._state(seed)
         if "validate" not in state:
@@ -138,12 +138,12 @@ class Sweep:
             except queue.Empty:
                 return
             try:
-                self._bring_to_end(seed, device)
+                self._finish(seed, device)
             except UserError as error:
                 self.failures[seed] = str(error)
-                _say(seed, f"FAILED: {error}")
+                _print(seed, f"FAILED: {error}")
 
-    def _bring_to_end(self, seed: int, device: Device) -> None:
+    def _finish(self, seed: int, device: Device) -> None:
         state = self._state(seed)
         if "fit" not in state:
             folder = self._execute("fit", seed, device, [])
@@ -155,14 +155,14 @@ class Sweep:
         if abs(scored["val_bpb"] - run.summary["val_bpb"]) > LARGEST_DIFFERENCE:
             raise UserError(
                 f"{run.artifact} scores {scored['val_bpb']} bits per byte in a fresh process and "
-                f"{run.summary['val_bpb']} in the one that trained it; look into it before handing anything in."
+                f"{run.summary['val_bpb']} in the one that trained it; find out why before you submit anything."
             )
         state["validate"] = str(folder.relative_to(self._folder(seed)))
         self._write_state(seed, state)
-        _say(seed, f"finished: val_loss {scored['val_loss']:.6f} val_bpb {scored['val_bpb']:.6f}")
+        _print(seed, f"finished: val_loss {scored['val_loss']:.6f} val_bpb {scored['val_bpb']:.6f}")
 
     def _execute(self, command: str, seed: int, device: Device, arguments: list[str]) -> Path:
-        """Run a command to its end, saying how far it is; returns its log folder."""
+        """Run a command to its end, printing its progress; returns its log folder."""
         runs = self._folder(seed) / command
         runs.mkdir(parents=True, exist_ok=True)
         before = set(runs.glob("lightning_logs/version_*"))
@@ -176,7 +176,7 @@ class Sweep:
             *device.arguments,
             *arguments,
         ]
-        _say(seed, f"{command} begins, its output in {output}")
+        _print(seed, f"{command} starts; its output goes to {output}")
         environment = {**os.environ, **device.environment}
         with (
             output.open("w") as file,
@@ -184,7 +184,7 @@ class Sweep:
         ):
             self._watch(process, seed, runs, before)
         if process.returncode:
-            raise UserError(f"{command} ended with code {process.returncode}: {_last_line(output)} (see {output})")
+            raise UserError(f"{command} exited with code {process.returncode}: {_last_line(output)} (see {output})")
         folder = newest_finished(runs)
         assert folder is not None
         assert folder not in before
@@ -201,7 +201,7 @@ class Sweep:
                 logs = [log for log in runs.glob(f"lightning_logs/*/{LOG_NAME}") if log.parent not in before]
                 line = _last_line(logs[0]) if logs else ""
                 if line != said:
-                    _say(seed, line)
+                    _print(seed, line)
                     said = line
 
     def _folder(self, seed: int) -> Path:
@@ -215,7 +215,7 @@ class Sweep:
         if state["settings"] != self._fingerprint():
             raise UserError(
                 f"{self._folder(seed)} was run with another configuration or other arguments; choose another --out, "
-                f"or run it anew with --again {seed}."
+                f"or run the seed again with --again {seed}."
             )
         return state
 
@@ -227,8 +227,8 @@ class Sweep:
         return hashlib.sha256(json.dumps([contents, self.extra]).encode()).hexdigest()
 
 
-def _say(seed: int, what: str) -> None:
-    print(f"seed {seed}: {what}", flush=True)
+def _print(seed: int, message: str) -> None:
+    print(f"seed {seed}: {message}", flush=True)
 
 
 def _last_line(path: Path) -> str:
@@ -237,10 +237,10 @@ def _last_line(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the seeds, and print and save what they say.
+    """Run the seeds, then print and save their statistics.
 
     Raises:
-        UserError: a setting is wrong, or a seed failed; all that finished is saved all the same.
+        UserError: a setting is wrong, or a seed failed; what finished is saved anyway.
     """
     ours, extra = list(arguments), []
     if "--" in ours:
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(ours)
     for path in args.config:
         if not path.is_file():
-            raise UserError(f"There is no configuration {path}; give --config a YAML file, as cli.py takes it.")
+            raise UserError(f"There is no configuration {path}; give --config a YAML file, as for cli.py.")
     seeds = list(dict.fromkeys([*args.seeds, *args.again]))
     baseline = baseline_losses(args.baseline)
     out = (args.out or Path("runs") / "sweeps" / args.config[0].stem).resolve()
@@ -267,27 +267,29 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\n{lines}\n\nsaved: {out / SWEEP_NAME}, {out / 'curves.png'}")
     if sweep.failures:
         listed = "; ".join(f"seed {seed}: {why}" for seed, why in sorted(sweep.failures.items()))
-        raise UserError(f"{len(sweep.failures)} of {len(seeds)} seeds failed ({listed}); mend and run the same again.")
+        raise UserError(
+            f"{len(sweep.failures)} of {len(seeds)} seeds failed ({listed}); fix the cause and run the command again."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m records.sweep", description=__doc__)
     parser.add_argument("--config", type=Path, action="append", required=True, help="as for cli.py; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="the seeds of the runs")
-    parser.add_argument("--again", type=int, nargs="+", default=[], metavar="SEED", help="seeds to run anew")
+    parser.add_argument("--again", type=int, nargs="+", default=[], metavar="SEED", help="seeds to run again")
     parser.add_argument(
         "--baseline",
         nargs="+",
         default=[],
-        help="what to beat: a sweep.json, a submission.json, or the losses of its seeds in nats",
+        help="the baseline: a sweep.json, a submission.json, or the losses of its seeds in nats",
     )
     parser.add_argument(
         "--devices",
         nargs="+",
         default=[],
         metavar="GPUS",
-        help="run a seed at a time on each of these, a comma between the numbers of GPUs that work together (such as "
-        "0,1,2,3 4,5,6,7); without it one seed after another, as the configuration says",
+        help="run one seed at a time on each of these groups of GPUs, whose numbers are joined by commas (such as "
+        "0,1,2,3 4,5,6,7); by default one seed after another on the configuration's devices",
     )
     parser.add_argument("--out", type=Path, help="the sweep's folder (default: runs/sweeps/NAME OF THE FIRST CONFIG)")
     return parser

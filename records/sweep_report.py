@@ -1,4 +1,4 @@
-"""What the seeds of a sweep say together: a table to read, and the content of ``sweep.json``."""
+"""The statistics of a sweep's seeds: a table to read, and the content of ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from records.statistics import Comparison, Sample, compare, describe
 
 
 def report(results: list[dict[str, Any]], baseline: Sequence[float]) -> tuple[dict[str, Any], str]:
-    """What finished seeds say together: as the content of ``sweep.json``, and as lines to read.
+    """The statistics of finished seeds, as the content of ``sweep.json`` and as lines to read.
 
     Args:
         results: figures of each seed, at least one.
-        baseline: losses of the baseline's seeds in nats; none for no comparison.
+        baseline: losses of the baseline's seeds in nats; empty for no comparison.
     """
     losses, bpbs = describe([r["val_loss"] for r in results]), describe([r["val_bpb"] for r in results])
     content: dict[str, Any] = {
@@ -36,7 +36,7 @@ def report(results: list[dict[str, Any]], baseline: Sequence[float]) -> tuple[di
         comparison = compare([r["val_loss"] for r in results], baseline)
         content["baseline"] = {"val_losses": list(baseline), **_facts(comparison, losses, bpbs)}
         lines += [
-            f"against the baseline's {len(baseline)}: {comparison.sentence()}",
+            f"against the baseline of {len(baseline)} seeds: {comparison.sentence()}",
             f"  that is {content['baseline']['improvement_bpb']:.6f} bits per byte, on the same text and tokenizer",
         ]
     return content, "\n".join(lines)

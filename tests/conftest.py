@@ -1,5 +1,7 @@
 """Fixtures of the whole suite."""
 
+import contextlib
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from datamodules.corpus import build_corpus
+from tests.support import NARROW, FinishedRun, fit_arguments
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +23,25 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_folder(_corpus: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with small train and validation shards of real text and their tokenizer."""
+    """A folder for one test, with small training and validation shards of real text and their tokenizer."""
     return Path(shutil.copytree(_corpus, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run of 12 steps through every phase, with a progress bar that shows every step; not to be changed."""
+    from cli import main
+
+    folder = tmp_path_factory.mktemp("finished") / "runs"
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        cli = main(fit_arguments(_corpus, folder, **NARROW, **{"trainer.enable_progress_bar": "true"}))
+    return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 
 
 @pytest.fixture(autouse=True)
 def _clean_torch() -> Iterator[None]:
-    """One thread: small matrices on a busy machine only wait for a second one. And no compiler setting left behind."""
+    """Use one thread, since a second one only slows small matrices on a busy machine; reset the compiler's stance."""
     torch.set_num_threads(1)
     yield
     torch.compiler.set_stance("default")

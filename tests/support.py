@@ -1,4 +1,4 @@
-"""What several tests share: the outside numbers, what a machine must have, and small networks and data."""
+"""Shared by several tests: outside numbers, requirements on the machine, and small networks and data."""
 
 import json
 import os
@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from components.gpt import GPT, GPTConfig
 from components.quantization import Nearest, StoredTensor, store
 from components.storage import RECIPE, Storage, assign, keep_last_keys
 
+if TYPE_CHECKING:
+    from cli import GolfCLI
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 GOLDEN = SHARED / "golden"
@@ -26,7 +30,8 @@ SAMPLE = SHARED / "fineweb_sample"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"the FineWeb sample is not at {SAMPLE}")
 needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile on a CPU needs g++, which is not here"
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile on a CPU needs g++, which is not installed",
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 
@@ -39,6 +44,29 @@ TINY = {
     "bigram_vocab_size": 64,
     "bigram_dim": 16,
 }
+
+# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
+NARROW = {"model.model_dim": 64, "model.num_heads": 2}
+
+
+@dataclass
+class FinishedRun:
+    """A fit that is over."""
+
+    cli: "GolfCLI"
+    folder: Path
+    stdout: str
+    data: Path
+
+    @property
+    def logs(self) -> Path:
+        """The folder of its results."""
+        return self.folder / "lightning_logs" / "version_0"
+
+    @property
+    def checkpoint(self) -> Path:
+        [file] = self.folder.rglob("*.ckpt")
+        return file
 
 
 def golden_config() -> GPTConfig:
@@ -55,7 +83,7 @@ def golden_network(weights: str) -> GPT:
 
 
 def tiny_network(seed: int = 0, **settings: Any) -> GPT:
-    """A network whose every parameter is random, so that no path through it is dead."""
+    """A network in which every parameter is random, so that no path through it is dead."""
     torch.manual_seed(seed)
     network = GPT(GPTConfig(**{**TINY, **settings}))
     with torch.no_grad():
@@ -84,7 +112,7 @@ def bytes_by_id(piece_bytes: torch.Tensor) -> ByteTable:
 
 
 def run(*command: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python command of the project in a process of its own, free of any launcher's variables."""
+    """Run a Python command of the project in its own process, without any launcher's variables."""
     scrubbed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
     kept = {name: value for name, value in os.environ.items() if name not in scrubbed}
     return subprocess.run(
@@ -106,7 +134,7 @@ def write_shard(path: Path, ids: np.ndarray) -> None:
 
 
 def fit_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
-    """``fit`` arguments of a small run that crosses every phase in 12 steps; settings by their dotted names."""
+    """``fit`` arguments of a small run that goes through every phase in 12 steps; settings by their dotted names."""
     defaults = {
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
@@ -143,7 +171,7 @@ def fit_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
 
 
 def validate_arguments(data: Path, runs: Path, **settings: Any) -> list[str]:
-    """``validate`` arguments that score as ``fit_arguments`` does, and know nothing of the network."""
+    """``validate`` arguments that score as ``fit_arguments`` does, without describing the network."""
     kept = ("trainer.accelerator", "trainer.devices", "trainer.default_root_dir", "data.path", "data.tokenizer_path")
     arguments = fit_arguments(data, runs)[1:]
     return [
@@ -164,3 +192,13 @@ def scalars_of(runs: Path, tag: str, version: int = 0) -> dict[int, float]:
     events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
     events.Reload()
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def marks_of(runs: Path, tag: str, version: int = 0) -> dict[int, str]:
+    """TensorBoard's texts of a tag, by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
+    events.Reload()
+    found = events.Tensors(f"{tag}/text_summary")
+    return {event.step: b" ".join(event.tensor_proto.string_val).decode() for event in found}

@@ -23,7 +23,7 @@ def make_step(form: type[TrainingStep]) -> TrainingStep:
     return form(network, build_optimizer(network, OptimizerConfig()), 2, 32)
 
 
-def test_every_form_of_the_switch_trains_alike() -> None:
+def test_every_form_of_the_switch_gives_the_same_losses() -> None:
     losses = {}
     for name, form in FORMS.items():
         step = make_step(form)
@@ -65,9 +65,11 @@ def test_products_per_token_of_a_hand_counted_network() -> None:
     assert products_per_token(config, 128) == 2 * linear + attention
     untied = dataclasses.replace(config, tie_embeddings=False)
     assert products_per_token(untied, 128) == 2 * linear + attention
+    looped = dataclasses.replace(config, num_loops=2)  # the only layer three times; hash table and head once
+    assert products_per_token(looped, 128) == 2 * (3 * linear - 2 * (16 * 64 + 64 * 100)) + 3 * attention
 
 
-def test_kept_for_backward_grows_with_the_tokens_alone() -> None:
+def test_kept_for_backward_grows_only_with_the_tokens() -> None:
     network = random_network(SMALL)
     optimizer = build_optimizer(network, OptimizerConfig())
     one, two, four = (kept_for_backward(TrainingStep(network, optimizer, n, 32)) for n in (1, 2, 4))
@@ -75,19 +77,19 @@ def test_kept_for_backward_grows_with_the_tokens_alone() -> None:
     assert four - two == 2 * (two - one)
 
 
-def test_in_turn_calls_each_once_more_than_it_counts() -> None:
+def test_in_turn_calls_each_task_once_before_timing() -> None:
     calls: list[str] = []
     times = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
     assert calls == ["a", "b"] * 3
     assert set(times) == {"a", "b"}
 
 
-def test_table_lines_columns_up() -> None:
+def test_table_aligns_columns() -> None:
     assert table(("name", "x"), [("a", 1), ("long name", 100)]) == "name         x\na            1\nlong name  100"
 
 
-def test_readme_section_is_replaced_and_nothing_else() -> None:
-    before = (ROOT / "README.md").read_text()
+def test_only_the_readme_section_is_replaced() -> None:
+    before = (ROOT / "benchmarks" / "README.md").read_text()
     after = with_section(with_section(before, "old"), markdown(("x", "y"), [("1", "2")]))
     assert "| x | y |\n| --- | ---: |\n| 1 | 2 |\n<!-- end -->" in after
     assert "old\n<!-- end -->" not in after

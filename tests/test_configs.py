@@ -1,4 +1,4 @@
-"""Every shipped YAML is parsed by the real classes, shows every hyperparameter, and says what the recipe says."""
+"""Every shipped YAML is parsed by the real classes, shows every hyperparameter, and agrees with the recipe."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ from tests.support import ROOT
 CONFIGS = ROOT / "configs"
 COMPLETE = ("record_10l",)
 OVERLAYS = ("demo", "one_gpu", "cpu")
-# Not hyperparameters: what one run is given on the command line.
-OF_THE_COMMAND_LINE = {"ckpt_path", "weights_only", "artifact"}
+# Not hyperparameters: options that belong to one command.
+COMMAND_OPTIONS = {"ckpt_path", "weights_only", "artifact"}
 
 
 def parse(capsys: pytest.CaptureFixture[str], command: str, *names: str) -> dict[str, Any]:
-    """The whole configuration that these files make, as ``--print_config`` gives it back."""
+    """The whole configuration from these files, as ``--print_config`` prints it."""
     files = [f"--config={CONFIGS / name}.yaml" for name in names]
     with pytest.raises(SystemExit) as exit:
         main([command, *files, "--print_config"])
@@ -44,7 +44,7 @@ def test_every_file_is_known_here() -> None:
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 @pytest.mark.parametrize("names", [*((name,) for name in COMPLETE), *(("record_10l", name) for name in OVERLAYS)])
-def test_each_parses_and_every_value_arrives(
+def test_each_file_parses_and_sets_every_value(
     names: tuple[str, ...], command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parsed = dict(leaves(parse(capsys, command, *names)))
@@ -57,10 +57,10 @@ def test_each_parses_and_every_value_arrives(
 def test_a_complete_file_shows_every_hyperparameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     parsed = {key for key, _ in leaves(parse(capsys, "fit", name)) if not key.startswith("trainer.")}
     assert {"model.optimizer.matrix_lr", "scoring.stride", "late_qat.start_fraction"} < parsed
-    assert parsed - OF_THE_COMMAND_LINE == {key for key, _ in leaves(written(name)) if not key.startswith("trainer.")}
+    assert parsed - COMMAND_OPTIONS == {key for key, _ in leaves(written(name)) if not key.startswith("trainer.")}
 
 
-def test_what_is_not_a_hyperparameter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_hyperparameter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "misspelt.yaml"
     file.write_text("schedule:\n  warmdown_step: 50\n")
     with pytest.raises(SystemExit) as exit:
@@ -69,18 +69,18 @@ def test_what_is_not_a_hyperparameter_is_refused(tmp_path: Path, capsys: pytest.
     assert "warmdown_step" in capsys.readouterr().err
 
 
-def test_overlays_change_where_a_run_runs_and_not_what_it_is() -> None:
+def test_overlays_change_the_machine_and_not_the_recipe() -> None:
     assert set(written("cpu")) == {"trainer"}
     one_gpu = written("one_gpu")
     assert set(one_gpu) == {"trainer", "clock"}
-    # One GPU for eight takes eight times as long, and validates after as many steps.
+    # One GPU instead of eight takes eight times as long, and validates after the same number of steps.
     record = written("record_10l")
     assert one_gpu["clock"] == {"max_seconds": 8 * record["clock"]["max_seconds"]}
     assert one_gpu["trainer"]["val_check_interval"] == 8 * record["trainer"]["val_check_interval"]
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_what_the_trainer_must_be_told_for_the_stream_and_the_clock(name: str) -> None:
+def test_trainer_settings_that_the_stream_and_the_clock_need(name: str) -> None:
     trainer = written(name)["trainer"]
     assert trainer["max_epochs"] == -1  # the stream is endless
     assert trainer["use_distributed_sampler"] is False  # ranks slice it themselves
@@ -107,14 +107,29 @@ RECIPE = {
     "model.qk_gain_init": 1.5,
     "model.logit_softcap": 30,
     "model.output_proj_init": "zero",
+    "model.smear": "static",
     "model.smear_across_documents": True,
+    "model.smear_width": 12,
+    "model.rope_dims": 0,
+    "model.xsa_last_n": 0,
+    "model.ln_scale": False,
+    "model.mlp_leak": 0,
+    "model.skip_gates": False,
+    "model.loop_start": 0,
+    "model.loop_end": 0,
+    "model.num_loops": 0,
+    "model.parallel_from": None,
+    "model.gate_width": 0,
     "model.optimizer.matrix_lr": 0.025,
     "model.optimizer.matrix_weight_decay": 0.04,
     "model.optimizer.newton_schulz_steps": 5,
+    "model.optimizer.newton_schulz_coefficients": "jordan",
+    "model.optimizer.row_normalize": False,
     "model.optimizer.adam_beta1": 0.9,
     "model.optimizer.adam_beta2": 0.95,
     "model.optimizer.adam_eps": 1e-8,
-    "model.optimizer.adam_weight_decay": 0.01,
+    "model.optimizer.embedding_weight_decay": 0.01,
+    "model.optimizer.scalar_weight_decay": 0.01,
     "model.optimizer.embedding_lr": 0.03,
     "model.optimizer.scalar_lr": 0.02,
     "model.optimizer.untied_embedding_lr": 0.6,
@@ -140,6 +155,7 @@ RECIPE = {
     "averaging.init_args.every_n_steps": 50,
     "averaging.init_args.only_under_qat": False,
     "late_qat.start_fraction": 0.85,
+    "loops.start_fraction": 0.0,
     "export.keep_last_k_fp16": 1,
     "export.storage": [
         {"names": "*", "storage": "float16", "at_most": 65_536, "qat": False},

@@ -1,9 +1,7 @@
-"""What the tests of callbacks share: a stand-in for the trainer, and a finished run to look at."""
+"""What the tests of callbacks and of the module share: a stand-in for the trainer, and small parts for it."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -13,26 +11,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.clock import Clock
-from cli import GolfCLI
 from components.optimizer import OptimizerConfig
+from components.storage import StorageRule
 from lightning_modules.gpt import GPTModule
 from tests.support import TINY
-
-# Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
-NARROW = {"model.model_dim": 64, "model.num_heads": 2}
-
-
-@dataclass
-class FinishedRun:
-    cli: GolfCLI
-    folder: Path
-    stdout: str
-    data: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        [file] = self.folder.rglob("*.ckpt")
-        return file
 
 
 def trainer_of(callbacks: Sequence[Callback] = (), **settings: Any) -> SimpleNamespace:
@@ -81,3 +63,6 @@ def small_module(seed: int = 0, compile: bool = False, **network: Any) -> GPTMod
 
 # Wide enough for attention matrices to be int6 and MLP matrices int5.
 WIDE = {"model_dim": 272, "num_heads": 4}
+
+# Rules by which even a narrow network has matrices that are quantized and faked.
+MLP_INT5 = (StorageRule("blocks.*.mlp.*.weight", "int5", qat=True), StorageRule("*", "float16"))

@@ -1,16 +1,74 @@
-"""Which snapshots are taken, and that their mean is what training ends with."""
+"""What an average is offered, and that its value is what training ends with and what a checkpoint is scored as."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
-from callbacks.averaging import SnapshotAveraging
-from callbacks.late_qat import LateQAT
+from callbacks.averaging import Averaging
+from callbacks.common import Event, Reporter
 from callbacks.schedule import Schedule
+from components.averages import Average, Moment, SnapshotMean
 from components.errors import UserError
+from components.quantization import Nearest
+from components.storage import RECIPE
 from lightning_modules.gpt import GPTModule
-from tests.callbacks.support import clock_at, small_module, trainer_of
+from tests.callbacks.support import WIDE, clock_at, small_module, trainer_of
+
+VALIDATING = SimpleNamespace(fn=TrainerFn.VALIDATING)
+
+
+class Latest(Average):
+    """Keeps the weights it saw last; talks about itself."""
+
+    def __init__(self, due: bool = True) -> None:
+        self.due = due
+        self.moments: list[Moment] = []
+        self.kept: dict[str, Tensor] | None = None
+
+    def is_due(self, moment: Moment) -> bool:
+        self.moments.append(moment)
+        return self.due
+
+    def add(self, weights: Mapping[str, Tensor]) -> str | None:
+        self.kept = {name: w.clone() for name, w in weights.items()}
+        return "kept one" if len(self.moments) == 1 else None
+
+    def value(self) -> dict[str, Tensor] | None:
+        return self.kept
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
+
+    def metrics(self) -> dict[str, float]:
+        return {"latest": 1.0}
+
+    def summary(self) -> dict[str, Any]:
+        return {"kept": True}
+
+    def missed(self) -> str | None:
+        return None if self.kept else "nothing was kept"
+
+    def describe(self) -> str | None:
+        return "The last weights count."
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def on_event(self, trainer: Any, event: Event) -> None:
+        self.events.append(event)
 
 
 @pytest.fixture
@@ -18,27 +76,36 @@ def module() -> GPTModule:
     return small_module()
 
 
-def trainer_with(averaging: SnapshotAveraging, multiplier: float = 0.1, **settings) -> SimpleNamespace:
-    schedule, late_qat = Schedule(), LateQAT()
+def trainer_with(averaging: Averaging, multiplier: float = 0.1, **settings: Any) -> SimpleNamespace:
+    schedule = Schedule()
     schedule.multiplier = multiplier
-    return trainer_of([clock_at(), schedule, late_qat, averaging], **settings)
+    return trainer_of([clock_at(), schedule, averaging, Listener()], **settings)
 
 
-def end_step(averaging: SnapshotAveraging, trainer: SimpleNamespace, module: GPTModule, batch_idx: int = 0) -> None:
+def end_step(averaging: Averaging, trainer: SimpleNamespace, module: GPTModule, batch_idx: int = 0) -> None:
     averaging.on_train_batch_end(trainer, module, None, None, batch_idx)
 
 
-def move(module: GPTModule, step: int) -> dict[str, torch.Tensor]:
+def move(module: GPTModule, step: int) -> dict[str, Tensor]:
     """Change every weight, and give a copy in float64."""
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn(p.shape, generator=generator))
+    return copy_of(module)
+
+
+def copy_of(module: GPTModule) -> dict[str, Tensor]:
     return {name: p.detach().double().clone() for name, p in module.network.named_parameters()}
 
 
+def assert_weights(module: GPTModule, expected: dict[str, Tensor]) -> None:
+    for name, p in module.network.named_parameters():
+        assert torch.equal(p.double(), expected[name]), name
+
+
 def test_the_network_ends_as_the_mean_of_the_snapshots(module: GPTModule) -> None:
-    averaging = SnapshotAveraging(every_n_steps=1)
+    averaging = Averaging(SnapshotMean(every_n_steps=1))
     trainer = trainer_with(averaging)
     snapshots = []
     for trainer.global_step in range(1, 8):
@@ -55,105 +122,137 @@ def test_the_network_ends_as_the_mean_of_the_snapshots(module: GPTModule) -> Non
 
 def test_sums_are_float32_and_do_not_alias_the_weights() -> None:
     module = small_module().bfloat16()
-    averaging = SnapshotAveraging(every_n_steps=1)
+    averaging = Averaging(SnapshotMean(every_n_steps=1))
     first = {name: p.detach().clone() for name, p in module.network.named_parameters()}
     end_step(averaging, trainer_with(averaging, global_step=1), module)
     move(module, 1)
-    sums = averaging.state_dict()["sums"]
+    sums = averaging.state_dict()["average"]["sums"]
     assert {total.dtype for total in sums.values()} == {torch.float32}
     assert all(torch.equal(sums[name], p.float()) for name, p in first.items())
 
 
-def test_a_snapshot_is_taken_after_every_nth_step_only(module: GPTModule) -> None:
-    averaging = SnapshotAveraging(every_n_steps=3)
+def test_a_snapshot_is_taken_and_announced_after_every_nth_step_only(module: GPTModule) -> None:
+    averaging = Averaging(SnapshotMean(every_n_steps=3))
     trainer = trainer_with(averaging)
-    taken = []
     for trainer.global_step in range(1, 10):
-        before = averaging.num_snapshots
         end_step(averaging, trainer, module)
-        if averaging.num_snapshots > before:
-            taken.append(trainer.global_step)
-    assert taken == [3, 6, 9]
+    assert trainer.callbacks[-1].events == [
+        Event("averaging", f"snapshot {i} at step {step}") for i, step in ((1, 3), (2, 6), (3, 9))
+    ]
 
 
-def test_a_snapshot_is_taken_once_a_step_whatever_its_micro_batches(module: GPTModule) -> None:
-    averaging = SnapshotAveraging(every_n_steps=2)
+def test_an_average_is_asked_once_a_step_whatever_its_micro_batches(module: GPTModule) -> None:
+    averaging = Averaging(average := Latest())
     # Lightning counts a step up before the hook of its last micro-batch, so those of the next step see it too.
     trainer = trainer_with(averaging, accumulate_grad_batches=4)
     for batch_idx in range(16):
         trainer.global_step = (batch_idx + 1) // 4
         end_step(averaging, trainer, module, batch_idx)
-    assert averaging.num_snapshots == 2
+    assert [moment.step for moment in average.moments] == [1, 2, 3, 4]
+
+
+def test_an_average_is_told_the_rate_and_whether_the_step_saw_quantized_weights() -> None:
+    module = small_module(**WIDE)
+    averaging = Averaging(average := Latest(due=False))
+    end_step(averaging, trainer_with(averaging, 0.25, global_step=1), module)
+    module.network.enable_fake_quantization(RECIPE, Nearest())
+    end_step(averaging, trainer_with(averaging, 0.125, global_step=2), module)
+    assert average.moments == [Moment(1, 0.25, False), Moment(2, 0.125, True)]
+    assert average.kept is None  # it was not due
+
+
+def test_only_words_that_an_average_has_are_announced(module: GPTModule) -> None:
+    averaging = Averaging(Latest())
+    trainer = trainer_with(averaging)
+    for trainer.global_step in (1, 2):
+        end_step(averaging, trainer, module)
+    assert [event.sentence for event in trainer.callbacks[-1].events] == ["kept one at step 1"]
 
 
 @pytest.mark.parametrize(("multiplier", "taken"), [(1.0, 0), (0.51, 0), (0.5, 0), (0.49, 1), (0.0, 1)])
 def test_snapshots_are_taken_only_under_the_multiplier(multiplier: float, taken: int, module: GPTModule) -> None:
-    averaging = SnapshotAveraging(start_multiplier=0.5, every_n_steps=50)
-    end_step(averaging, trainer_with(averaging, multiplier, global_step=50), module)
-    assert averaging.num_snapshots == taken
+    averaging = Averaging(SnapshotMean(start_multiplier=0.5, every_n_steps=50))
+    end_step(averaging, trainer := trainer_with(averaging, multiplier, global_step=50), module)
+    assert averaging.metrics(trainer) == {"phase/snapshots": taken}
 
 
 @pytest.mark.parametrize("only_under_qat", [False, True])
-def test_snapshots_may_wait_for_late_qat(only_under_qat: bool, module: GPTModule) -> None:
-    averaging = SnapshotAveraging(every_n_steps=1, only_under_qat=only_under_qat)
+def test_snapshots_may_wait_for_late_qat(only_under_qat: bool) -> None:
+    module = small_module(**WIDE)
+    averaging = Averaging(average := SnapshotMean(every_n_steps=1, only_under_qat=only_under_qat))
     trainer = trainer_with(averaging, global_step=1)
     end_step(averaging, trainer, module)
-    assert averaging.num_snapshots == (0 if only_under_qat else 1)
-    late_qat = next(callback for callback in trainer.callbacks if isinstance(callback, LateQAT))
-    late_qat.start_step = 1
+    assert average.num_snapshots == (0 if only_under_qat else 1)
+    module.network.enable_fake_quantization(RECIPE, Nearest())
     trainer.global_step = 2
     end_step(averaging, trainer, module)
-    assert averaging.num_snapshots == (1 if only_under_qat else 2)
+    assert average.num_snapshots == (1 if only_under_qat else 2)
 
 
 def test_without_a_snapshot_the_weights_stay(module: GPTModule) -> None:
-    averaging = SnapshotAveraging(start_multiplier=0)
+    averaging = Averaging(SnapshotMean(start_multiplier=0))
     trainer = trainer_with(averaging, multiplier=0.0, global_step=50)
-    before = [p.detach().clone() for p in module.parameters()]
+    before = copy_of(module)
     end_step(averaging, trainer, module)
     averaging.on_train_end(trainer, module)
-    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+    assert_weights(module, before)
     assert averaging.missed(trainer) == []  # averaging was not asked for
 
 
 def test_a_resumed_run_averages_the_snapshots_of_both_halves(module: GPTModule) -> None:
-    averaging = SnapshotAveraging(every_n_steps=1)
+    averaging = Averaging(SnapshotMean(every_n_steps=1))
     first = move(module, 1)
     end_step(averaging, trainer_with(averaging, global_step=1), module)
-    resumed = SnapshotAveraging(every_n_steps=1)
+    resumed = Averaging(SnapshotMean(every_n_steps=1))
     resumed.load_state_dict(averaging.state_dict())
     trainer = trainer_with(resumed, global_step=2)
     resumed.on_train_start(trainer, module)
     second = move(module, 2)
     end_step(resumed, trainer, module)
     resumed.on_train_end(trainer, module)
-    assert resumed.num_snapshots == 2
+    assert resumed.summary(trainer) == {"snapshots_averaged": 2}
     for name, p in module.network.named_parameters():
         torch.testing.assert_close(p.double(), (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("only_under_qat", "sentence"),
-    [
-        (
-            False,
-            "no snapshot was averaged: no step that 50 divides came with the learning-rate multiplier under 0.5",
-        ),
-        (
-            True,
-            "no snapshot was averaged: no step that 50 divides came under QAT with the learning-rate multiplier "
-            "under 0.5",
-        ),
-    ],
-)
-def test_a_run_without_a_snapshot_says_so(only_under_qat: bool, sentence: str) -> None:
-    averaging = SnapshotAveraging(only_under_qat=only_under_qat)
-    assert averaging.missed(trainer_with(averaging)) == [sentence]
+@pytest.mark.parametrize("last_weights", [False, True])
+def test_validate_scores_the_average_unless_told_otherwise(last_weights: bool, module: GPTModule) -> None:
+    average = Latest()
+    average.kept = {name: p.detach().clone() for name, p in module.network.named_parameters()}
+    averaged, last = copy_of(module), move(module, 1)
+    averaging = Averaging(average, last_weights)
+    averaging.on_validation_start(trainer_with(averaging, state=VALIDATING), module)
+    assert_weights(module, last if last_weights else averaged)
 
 
-def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(UserError, match=r"averaging\.every_n_steps is 0"):
-        SnapshotAveraging(every_n_steps=0)
-    for multiplier in (-0.1, 1.1):
-        with pytest.raises(UserError, match=rf"averaging\.start_multiplier is {multiplier}"):
-            SnapshotAveraging(start_multiplier=multiplier)
+def test_validations_of_a_fit_leave_the_weights_to_training(module: GPTModule) -> None:
+    averaging = Averaging(SnapshotMean(every_n_steps=1))
+    trainer = trainer_with(averaging, global_step=1)
+    end_step(averaging, trainer, module)
+    last = move(module, 1)
+    averaging.on_validation_start(trainer, module)
+    assert_weights(module, last)
+
+
+def test_validate_scores_the_last_weights_where_there_is_no_average_yet(module: GPTModule) -> None:
+    averaging = Averaging(SnapshotMean())
+    before = copy_of(module)
+    averaging.on_validation_start(trainer_with(averaging, state=VALIDATING), module)
+    assert_weights(module, before)
+
+
+def test_an_average_of_another_kind_is_refused() -> None:
+    state = Averaging(SnapshotMean()).state_dict()
+    with pytest.raises(UserError, match=r"average is a components.averages.SnapshotMean, but .*\.Latest; give --av"):
+        Averaging(Latest()).load_state_dict(state)
+
+
+def test_it_reports_what_the_average_says(module: GPTModule) -> None:
+    averaging = Averaging(Latest())
+    trainer = trainer_with(averaging, global_step=1)
+    assert averaging.missed(trainer) == ["nothing was kept"]
+    end_step(averaging, trainer, module)
+    assert averaging.missed(trainer) == []
+    assert averaging.metrics(trainer) == {"latest": 1.0}
+    assert averaging.summary(trainer) == {"kept": True}
+    assert averaging.describe(trainer) == ["The last weights count."]

@@ -6,14 +6,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.clock import Clock
 from cli import main
 from components.errors import UserError
-from tests.callbacks.support import NARROW, FinishedRun, trainer_of
-from tests.support import fit_arguments, summary_of
+from tests.callbacks.support import trainer_of
+from tests.support import NARROW, FinishedRun, fit_arguments, summary_of
 
 
 class Time:
@@ -201,6 +200,27 @@ def test_a_resumed_run_stops_at_once_where_no_step_fits(elapsed: float, stops: b
     assert trainer.should_stop == stops
 
 
+def test_steps_leave_the_reserve_and_progress_does_not_count_it(time: Time) -> None:
+    clock, trainer = Clock(max_seconds=100, reserve_seconds=40), trainer_of()
+    clock.on_train_start(trainer, None)
+    for _ in range(4):
+        take_step(clock, trainer, time, 12)
+        assert not trainer.should_stop  # the next one ends at 60 s at the latest
+    assert clock.progress(trainer) == 48 / 60
+    take_step(clock, trainer, time, 12)
+    assert trainer.should_stop
+    clock.charge(25)
+    assert clock.summary(trainer)["wallclock_seconds"] == 85
+
+
+@pytest.mark.parametrize("reserve", [-1, 100, 200])
+def test_a_reserve_that_leaves_no_budget_is_refused(reserve: float) -> None:
+    with pytest.raises(
+        UserError, match=rf"reserve_seconds is {reserve}; set it from 0 to below clock\.max_seconds 100"
+    ):
+        Clock(max_seconds=100, reserve_seconds=reserve)
+
+
 def test_a_run_without_end_is_refused() -> None:
     with pytest.raises(UserError, match=r"clock\.max_seconds or trainer\.max_steps"):
         Clock(max_seconds=0).setup(trainer_of(max_steps=-1), None, TrainerFn.FITTING)
@@ -224,15 +244,7 @@ def test_a_resumed_run_whose_budget_is_spent_makes_no_step(finished_run: Finishe
         assert torch.equal(p, q)
 
 
-def test_ranks_do_not_wait_for_the_device_to_hear_of_a_termination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("callbacks.clock.dist.is_initialized", lambda: True)
-    monkeypatch.setattr("callbacks.clock.dist.new_group", lambda backend: backend)
-    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False)
-    asked = []
-    monkeypatch.setattr("torch.distributed.broadcast", lambda *_, **__: asked.append(True))
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-    assert asked, "Lightning no longer asks, so there is nothing left to switch off"
-    asked.clear()
-    Clock().setup(trainer, Mock(), "fit")
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-    assert not asked
+def test_it_shows_the_elapsed_seconds() -> None:
+    clock = Clock()
+    clock.elapsed = 12.5
+    assert clock.metrics(trainer_of()) == {"elapsed_seconds": 12.5}

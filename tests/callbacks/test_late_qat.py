@@ -1,29 +1,34 @@
 """When late QAT switches, and what the network computes before, after and in between."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from callbacks.common import Event
 from callbacks.late_qat import LateQAT
 from components.errors import UserError
-from components.quantization import Storage, quantize, storage_of
+from components.layers import Fakeable
+from components.quantization import Nearest, Quantizer, quantize
+from components.storage import RECIPE, Storage, StorageRule, keep_last_keys
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import WIDE, clock_at, small_module, trainer_of
-from tests.support import random_ids
+from tests.support import random_ids, recipe_storages
 
 
-def storages(module: GPTModule) -> set[Storage]:
-    """How forward passes see the network's matrices."""
-    return {layer.fake_storage for layer in module.network.modules() if hasattr(layer, "fake_storage")}
+def storages(module: GPTModule) -> set[Storage | None]:
+    """What forward passes see the network's matrices and tables through; None for themselves."""
+    layers = [layer for layer in module.network.modules() if isinstance(layer, Fakeable)]
+    return {layer.fake[1] if layer.fake else None for layer in layers}
 
 
 def start_batch(late_qat: LateQAT, trainer: SimpleNamespace, module: GPTModule, batch_idx: int = 0) -> None:
     late_qat.on_train_batch_start(trainer, module, None, batch_idx)
 
 
-FLOAT = {Storage.FLOAT16}
-QUANTIZED = {Storage.FLOAT16, Storage.INT5, Storage.INT6}
+FLOAT = {None}
+QUANTIZED = {None, Storage.INT5, Storage.INT6}
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +93,70 @@ def test_it_never_switches_within_a_step(module: GPTModule) -> None:
     assert storages(module) == QUANTIZED
 
 
+class Halves(Nearest):
+    """Rounds the halves of weights."""
+
+    def fake_quantize(self, weight: torch.Tensor, storage: Storage) -> torch.Tensor:
+        return super().fake_quantize(weight / 2, storage)
+
+
 @pytest.mark.parametrize("keep", [0, 1])
-def test_after_the_switch_the_network_computes_what_export_would_store(keep: int, module: GPTModule) -> None:
-    late_qat = LateQAT(start_fraction=0, keep_last_k_fp16=keep)
+@pytest.mark.parametrize("quantizer", [Nearest(), Halves()])
+def test_after_the_switch_the_network_computes_what_export_would_store(
+    quantizer: Quantizer, keep: int, module: GPTModule
+) -> None:
+    late_qat = LateQAT(start_fraction=0, rules=(*keep_last_keys(keep), *RECIPE), quantizer=quantizer)
     start_batch(late_qat, trainer_of([clock_at(max_seconds=1), late_qat]), module)
     inputs, targets = random_ids(2, 16, seed=1), random_ids(2, 16, seed=2)
     trained_with = module.network(inputs, targets)
 
     rounded = small_module(**WIDE)
     state = module.network.state_dict()
+    recipe = recipe_storages({name: weight.shape for name, weight in state.items()}, keep)
     for name, weight in state.items():
-        storage = storage_of(name, weight.shape, num_layers=2, keep_last_k_fp16=keep)
-        if storage in (Storage.INT5, Storage.INT6):
-            state[name] = quantize(weight, storage).dequantize()
+        if recipe[name] in (Storage.INT5, Storage.INT6):
+            share = 0.5 if isinstance(quantizer, Halves) else 1.0
+            state[name] = quantize(share * weight, recipe[name]).dequantize()
     rounded.network.load_state_dict(state)
     assert torch.equal(trained_with, rounded.network(inputs, targets))
     module.network.disable_fake_quantization()
     assert not torch.equal(trained_with, module.network(inputs, targets))
+
+
+def test_the_rules_say_what_is_faked(module: GPTModule) -> None:
+    rules = (StorageRule("tok_emb.weight", "int8", qat=True), StorageRule("*", "float16"))
+    late_qat = LateQAT(start_fraction=0, rules=rules)
+    start_batch(late_qat, trainer_of([clock_at(max_seconds=1), late_qat]), module)
+    assert storages(module) == {None, Storage.INT8}
+
+
+def test_it_names_its_phase_and_marks_the_switch(module: GPTModule) -> None:
+    late_qat, clock = LateQAT(start_fraction=0.5), clock_at(max_seconds=10)
+    listener = Mock(spec=["on_event"])
+    trainer = trainer_of([clock, late_qat, listener])
+    start_batch(late_qat, trainer, module)
+    assert (late_qat.phase(trainer), late_qat.metrics(trainer)) == (None, {"phase/late_qat": 0})
+    trainer.global_step, clock.elapsed = 7, 6.25
+    for _ in range(2):  # said once
+        start_batch(late_qat, trainer, module)
+    assert (late_qat.phase(trainer), late_qat.metrics(trainer)) == ("late QAT", {"phase/late_qat": 1})
+    listener.on_event.assert_called_once_with(trainer, Event("late QAT", "late QAT from step 7, 6.250 s"))
+
+
+def test_its_variant_fakes_training_steps_while_it_lasts(module: GPTModule) -> None:
+    late_qat = LateQAT()
+    [variant] = late_qat.variants(trainer_of([late_qat]), module)
+    with variant.applied():
+        assert storages(module) == QUANTIZED
+    assert storages(module) == FLOAT
+    assert not late_qat.active
+    assert not variant.scored  # validations see the float weights
+
+
+def test_a_run_that_never_switches_has_no_variant_and_nothing_to_describe(module: GPTModule) -> None:
+    trainer = trainer_of([late_qat := LateQAT(start_fraction=1)])
+    assert list(late_qat.variants(trainer, module)) == []
+    assert late_qat.describe(trainer) == []
 
 
 def test_validation_sees_float_weights_and_training_goes_on_quantized(module: GPTModule) -> None:
@@ -157,6 +209,6 @@ def test_a_run_that_never_switched_says_so() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1])
-def test_a_share_that_is_none_is_refused(fraction: float) -> None:
+def test_a_share_outside_0_to_1_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match=rf"late_qat\.start_fraction is {fraction}"):
         LateQAT(start_fraction=fraction)

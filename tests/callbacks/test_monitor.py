@@ -2,25 +2,35 @@
 
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.averaging import SnapshotAveraging
 from callbacks.clock import Clock
-from callbacks.late_qat import LateQAT
+from callbacks.common import Event, Reporter
 from callbacks.monitor import Monitor
-from tests.callbacks.support import FinishedRun, clock_at, trainer_of
-from tests.support import scalars_of
+from callbacks.schedule import Schedule
+from tests.callbacks.support import clock_at, trainer_of
+from tests.support import FinishedRun, marks_of, scalars_of
+
+
+class Speaker(Reporter):
+    """Something that has metrics."""
+
+    def __init__(self, shown: dict[str, float]) -> None:
+        self.shown = shown
+
+    def metrics(self, trainer: Any) -> dict[str, float]:
+        return self.shown
 
 
 def trainer_with(monitor: Monitor, clock: Clock, **settings: Any) -> SimpleNamespace:
-    groups = [{"name": "matrices", "lr": 0.01, "momentum": 0.95}, {"name": "tables", "lr": 0.02}]
-    data = SimpleNamespace(train_batch_tokens=1000, train_dataloader=lambda: SimpleNamespace(epoch=0.25))
+    groups = [{"name": "matrices", "lr": 0.01, "momentum": 0.95}, {"name": "embeddings", "lr": 0.02}]
+    data = SimpleNamespace(train_batch_tokens=1000, epoch=0.25)
     return trainer_of(
-        [clock, LateQAT(), SnapshotAveraging(), monitor],
+        [clock, Schedule(), Speaker({"some/metric": 4.0}), Speaker({"other/metric": 5.0}), monitor],
         optimizers=[SimpleNamespace(param_groups=groups)],
         loggers=[Mock(spec=TensorBoardLogger, experiment=Mock())],
         datamodule=data,
@@ -38,11 +48,7 @@ def take_step(monitor: Monitor, trainer: SimpleNamespace, *micro_losses: float) 
 
 
 def logged(trainer: SimpleNamespace) -> dict[int, dict[str, float]]:
-    return {call.kwargs["step"]: call.args[0] for call in trainer.loggers[0].log_metrics.call_args_list}
-
-
-def marks(trainer: SimpleNamespace) -> list[tuple[str, str, int]]:
-    return [call.args for call in trainer.loggers[0].experiment.add_text.call_args_list]
+    return {logged.kwargs["step"]: logged.args[0] for logged in trainer.loggers[0].log_metrics.call_args_list}
 
 
 def test_the_logged_loss_is_the_mean_over_a_steps_micro_batches() -> None:
@@ -77,7 +83,7 @@ def test_tokens_a_second_are_those_since_the_last_log() -> None:
     assert {step: m["elapsed_seconds"] for step, m in metrics.items()} == {12: 6.0, 14: 10.0}
 
 
-def test_each_rate_the_momentum_and_the_share_of_the_data_are_logged() -> None:
+def test_each_rate_the_momentum_the_share_of_the_data_and_what_reporters_show_are_logged() -> None:
     monitor = Monitor()
     trainer = trainer_with(monitor, clock_at())
     monitor.on_train_start(trainer, None)
@@ -85,39 +91,20 @@ def test_each_rate_the_momentum_and_the_share_of_the_data_are_logged() -> None:
     metrics = logged(trainer)[1]
     assert {name: value for name, value in metrics.items() if name.startswith("lr/")} == {
         "lr/matrices": 0.01,
-        "lr/tables": 0.02,
+        "lr/embeddings": 0.02,
     }
     assert (metrics["momentum"], metrics["epoch_of_data"]) == (0.95, 0.25)
+    assert (metrics["some/metric"], metrics["other/metric"]) == (4.0, 5.0)
 
 
-def test_the_switch_and_each_snapshot_are_marked_once_even_between_logs() -> None:
+def test_an_event_is_marked_as_text_at_its_step_even_between_logs() -> None:
     monitor = Monitor()
-    trainer = trainer_with(monitor, clock_at(), log_every_n_steps=100)
-    _, late_qat, averaging, _ = trainer.callbacks
-    monitor.on_train_start(trainer, None)
-    take_step(monitor, trainer, 1.0)
-    late_qat.start_step, late_qat.start_seconds = 1, 7.25
-    take_step(monitor, trainer, 1.0)
-    averaging.num_snapshots, averaging.last_snapshot_step = 1, 3
-    take_step(monitor, trainer, 1.0)
-    averaging.num_snapshots, averaging.last_snapshot_step = 2, 4
-    take_step(monitor, trainer, 1.0)
-    take_step(monitor, trainer, 1.0)
-    assert [(tag, step) for tag, _, step in marks(trainer)] == [("late QAT", 2), ("snapshot", 3), ("snapshot", 4)]
-    assert "step 1" in marks(trainer)[0][1]
-    assert "7.2 s" in marks(trainer)[0][1]
-
-
-def test_a_resumed_run_does_not_mark_again_what_came_before() -> None:
-    monitor = Monitor()
-    trainer = trainer_with(monitor, clock_at())
-    _, late_qat, averaging, _ = trainer.callbacks
-    late_qat.start_step, late_qat.start_seconds, averaging.num_snapshots = 1, 7.0, 3
-    monitor.on_train_start(trainer, None)
-    take_step(monitor, trainer, 1.0)
-    assert marks(trainer) == []
-    assert logged(trainer)[1]["phase/late_qat"] == 1
-    assert logged(trainer)[1]["phase/snapshots"] == 3
+    trainer = trainer_with(monitor, clock_at(), log_every_n_steps=100, global_step=7)
+    other_logger = Mock()
+    trainer.loggers.append(other_logger)
+    monitor.on_event(trainer, Event("some tag", "It happened."))
+    assert trainer.loggers[0].experiment.add_text.call_args_list == [call("some tag", "It happened.", 7)]
+    assert other_logger.mock_calls == []  # it cannot show text
 
 
 def test_a_run_starts_at_the_loss_of_the_recipe(finished_run: FinishedRun) -> None:
@@ -134,10 +121,7 @@ def test_a_runs_curves_fit_together(finished_run: FinishedRun) -> None:
 
 
 def test_a_runs_phases_are_marked(finished_run: FinishedRun) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(finished_run.folder / "lightning_logs" / "version_0"))
-    events.Reload()
-    steps = {tag: [event.step for event in events.Tensors(f"{tag}/text_summary")] for tag in ("late QAT", "snapshot")}
-    # 9 steps of 12 are the first beyond 0.7, so the tenth is marked; snapshots after even steps with a rate under 0.5.
-    assert steps == {"late QAT": [10], "snapshot": [10, 12]}
+    # 12 steps with 8 of warm-down and QAT from 0.7 on; snapshots after even steps with a rate under 0.5.
+    assert list(marks_of(finished_run.folder, "warm-down")) == [5]
+    assert list(marks_of(finished_run.folder, "late QAT")) == [9]
+    assert marks_of(finished_run.folder, "averaging") == {10: "snapshot 1 at step 10", 12: "snapshot 2 at step 12"}

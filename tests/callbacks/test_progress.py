@@ -8,11 +8,13 @@ import pytest
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.clock import Clock
+from callbacks.common import phase_of
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
-from callbacks.progress import BudgetProgressBar, phase
+from callbacks.progress import BudgetProgressBar
 from callbacks.schedule import Schedule
-from tests.callbacks.support import FinishedRun, clock_at, trainer_of
+from tests.callbacks.support import clock_at, trainer_of
+from tests.support import FinishedRun
 
 
 def trainer_with(clock: Clock, **settings: Any) -> SimpleNamespace:
@@ -41,7 +43,7 @@ def test_phases_have_names(multiplier: float, qat_start: int | None, name: str) 
     trainer = trainer_with(clock_at())
     _, schedule, late_qat, _ = trainer.callbacks
     schedule.multiplier, late_qat.start_step = multiplier, qat_start
-    assert phase(trainer) == name
+    assert phase_of(trainer) == name
 
 
 def test_it_shows_the_seconds_of_the_budget_and_what_they_brought() -> None:

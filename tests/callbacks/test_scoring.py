@@ -1,4 +1,4 @@
-"""The validation loop's score on a mock trainer."""
+"""What a validation logs, what a validate command sums up, and how a result is scored."""
 
 import math
 from types import SimpleNamespace
@@ -8,60 +8,61 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.scoring import ValidationScore
-from components.scoring import WindowLoader
-from tests.callbacks.support import trainer_of
-from tests.support import bytes_by_id, random_ids
+from callbacks.scoring import ValidationScore, score_result
+from components.scoring import Score
+from tests.callbacks.support import small_module, trainer_of
 
 
-def validate(callback: ValidationScore, trainer: SimpleNamespace, nats_of_target: torch.Tensor, stride: int) -> Mock:
-    """Play a validation loop in which target i costs ``nats_of_target[i]`` and is i % 3 + 1 bytes long."""
-    num_targets = len(nats_of_target)
-    loader = WindowLoader(
-        torch.arange(num_targets + 1),  # an id is its own position
-        bytes_by_id((torch.arange(num_targets + 1) - 1) % 3 + 1),
-        seq_len=16,
-        stride=stride,
-        windows_per_batch=3,
-        device=torch.device("cpu"),
-    )
+def score_of(nats: float, num_tokens: int = 50) -> Score:
+    return Score(nats=nats, num_bytes=2 * num_tokens, num_tokens=num_tokens, num_windows=3)
+
+
+def validate(callback: ValidationScore, trainer: SimpleNamespace, score: Score) -> Mock:
+    """Play a validation loop, whose one batch gives this score."""
     module = Mock(device=torch.device("cpu"))
     callback.on_validation_epoch_start(trainer, module)
-    for i, batch in enumerate(loader):
-        callback.on_validation_batch_end(trainer, module, nats_of_target[batch.target_ids - 1], batch, i)
+    callback.on_validation_batch_end(trainer, module, score, Mock(), 0)
     callback.on_validation_epoch_end(trainer, module)
     return module
 
 
-@pytest.mark.parametrize("stride", [16, 4, 5])
-def test_loss_and_bits_per_byte_are_those_of_every_target_once(stride: int) -> None:
-    nats = random_ids(50, vocab_size=100).float() / 16  # exact in any order of summation
-    callback = ValidationScore()
-    module = validate(callback, trainer_of(), nats, stride)
+def test_a_validation_logs_its_loss_and_bits_per_byte() -> None:
+    module = validate(ValidationScore(), trainer_of(), score_of(nats=150.0))
     logged = {call.args[0]: call.args[1] for call in module.log.call_args_list}
-    num_bytes = sum(i % 3 + 1 for i in range(50))
-    assert logged == {
-        "val_loss": pytest.approx(nats.sum().item() / 50, rel=1e-12),
-        "val_bpb": pytest.approx(nats.sum().item() / math.log(2) / num_bytes, rel=1e-12),
-    }
-    assert callback.score.num_tokens == 50
-
-
-def test_a_second_validation_starts_from_nothing() -> None:
-    callback = ValidationScore()
-    validate(callback, trainer_of(), torch.full((50,), 5.0), stride=16)
-    validate(callback, trainer_of(), torch.full((20,), 2.0), stride=16)
-    assert callback.score.loss == 2.0
-    assert callback.score.num_tokens == 20
+    assert logged == {"val_loss": 3.0, "val_bpb": pytest.approx(1.5 / math.log(2), rel=1e-12)}
+    assert all(call.kwargs["sync_dist"] is False for call in module.log.call_args_list)  # of all ranks already
 
 
 def test_only_a_validate_command_puts_its_score_into_the_summary() -> None:
     callback = ValidationScore()
     validating = trainer_of(state=SimpleNamespace(fn=TrainerFn.VALIDATING))
     assert callback.summary(validating) == {}
-    validate(callback, trainer_of(), torch.full((50,), 5.0), stride=8)
+    validate(callback, trainer_of(), score_of(nats=10.0))
+    validate(callback, trainer_of(), score_of(nats=250.0))  # the last one counts
     assert callback.summary(trainer_of()) == {}  # a fit's result is the exported file's
     summary = callback.summary(validating)
-    assert (summary["val_loss"], summary["tokens_scored"], summary["bytes_scored"]) == (5.0, 50, 99)
-    assert summary["windows"] == 6  # the first 16 targets, then 34 more by 8
-    assert summary["eval_time_seconds"] >= 0
+    assert summary.pop("eval_time_seconds") >= 0
+    assert summary.pop("val_bpb") == pytest.approx(2.5 / math.log(2), rel=1e-12)
+    assert summary == {"val_loss": 5.0, "tokens_scored": 50, "bytes_scored": 100, "windows": 3}
+
+
+def test_a_result_is_scored_in_evaluation_mode_and_in_the_runs_precision() -> None:
+    module = small_module()
+    made = []
+
+    class Pass:
+        def run(self, network: torch.nn.Module, show_progress: bool) -> Score:
+            made.append((network.training, torch.is_autocast_enabled("cpu"), show_progress))
+            return score_of(nats=50.0)
+
+    trainer = trainer_of(
+        datamodule=SimpleNamespace(final_pass=lambda title: {"some title": Pass()}[title]),
+        precision_plugin=Mock(val_step_context=lambda: torch.autocast("cpu", torch.bfloat16)),
+        progress_bar_callback=Mock(),
+    )
+    score, seconds = score_result(trainer, module, "some title")
+    assert score == score_of(nats=50.0)
+    assert seconds >= 0
+    trainer.is_global_zero = False  # one bar on the screen
+    score_result(trainer, module, "some title")
+    assert made == [(False, True, True), (False, True, False)]

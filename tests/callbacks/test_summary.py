@@ -11,14 +11,15 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.common import Reporter
 from callbacks.summary import RunSummary
 from cli import main
-from tests.callbacks.support import NARROW, FinishedRun, small_module, trainer_of
-from tests.support import fit_arguments, summary_of
+from tests.callbacks.support import small_module, trainer_of
+from tests.support import NARROW, FinishedRun, fit_arguments, summary_of
 
 
-class Speaker(Callback):
-    """A callback with something to say."""
+class Speaker(Reporter):
+    """A reporter with something to say."""
 
     def __init__(self, facts: dict[str, Any], sentences: list[str]) -> None:
         self.facts, self.sentences = facts, sentences
@@ -28,6 +29,9 @@ class Speaker(Callback):
 
     def missed(self, trainer: Any) -> list[str]:
         return self.sentences
+
+    def describe(self, trainer: Any) -> list[str]:
+        return [f"Speaks of {', '.join(self.facts)}."]
 
 
 def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> SimpleNamespace:
@@ -46,6 +50,7 @@ def test_it_gathers_what_callbacks_and_data_say(tmp_path: Path) -> None:
     summary = written(tmp_path)
     assert summary.items() >= {"one": 1, "two": 2, "of_data": "too", "step_stop": 7, "tokens_seen": 7000}.items()
     assert summary["phases_missed"] == []
+    assert summary["techniques"] == ["Speaks of one.", "Speaks of two."]
 
 
 def test_a_phase_that_never_came_is_a_warning_and_stands_in_the_summary(tmp_path: Path) -> None:
@@ -63,6 +68,7 @@ def test_it_describes_the_machine_and_the_network(tmp_path: Path, monkeypatch: p
     summary = written(tmp_path)
     assert (summary["seed"], summary["world_size"]) == (41, 4)
     assert summary["num_params"] == sum(p.numel() for p in module.parameters())
+    assert summary["network"].startswith("2 blocks of width 64")
     assert (summary["python"], summary["torch"]) == (platform.python_version(), torch.__version__)
     assert summary["device"]
 

@@ -1,28 +1,35 @@
 """Warm-up leaves no trace but compiled graphs."""
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+from callbacks.common import Reporter, Variant
 from callbacks.late_qat import LateQAT
 from callbacks.warmup import CompileWarmup
 from cli import main
 from components.errors import UserError
 from components.optimizer import CompositeOptimizer
-from components.quantization import Storage
+from components.quantization import Nearest
+from components.scorer import ScoringPass, SlidingWindows
 from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
-from tests.callbacks.support import NARROW, WIDE, FinishedRun, small_module, trainer_of
-from tests.support import bytes_by_id, fit_arguments, random_ids
+from tests.callbacks.support import MLP_INT5, small_module, trainer_of
+from tests.support import NARROW, FinishedRun, bytes_by_id, fit_arguments, random_ids
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def windows(stride: int = 16) -> WindowLoader:
-    return WindowLoader(
+def scoring_pass(stride: int = 16) -> ScoringPass:
+    windows = WindowLoader(
         random_ids(100),
         bytes_by_id(torch.ones(1024, dtype=torch.int64)),
         seq_len=16,
@@ -30,18 +37,38 @@ def windows(stride: int = 16) -> WindowLoader:
         windows_per_batch=2,
         device=torch.device("cpu"),
     )
+    return ScoringPass(windows, SlidingWindows(), "scoring")
 
 
-def trainer_with(module: GPTModule, optimizer: CompositeOptimizer, stride: int = 16) -> SimpleNamespace:
-    """A trainer whose strategy runs the module's own steps, on data that would fail a test that read the stream."""
+class Made(Reporter):
+    """A technique with one variant, which validations see too."""
+
+    def __init__(self) -> None:
+        self.on = False
+
+    def variants(self, trainer: Any, pl_module: Any) -> list[Variant]:
+        return [Variant("this", self.applied, scored=True)]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        self.on = True
+        yield
+        self.on = False
+
+
+def trainer_with(
+    module: GPTModule, optimizer: CompositeOptimizer, stride: int = 16, callbacks: Sequence[Callback] = ()
+) -> SimpleNamespace:
+    """A trainer whose strategy runs the module's own steps, and whose data has examples and nothing else to read."""
     example = random_ids(2, 16, seed=1), random_ids(2, 16, seed=2)
     trainer = trainer_of(
-        [LateQAT()],
+        [LateQAT(rules=MLP_INT5), *callbacks],
         optimizers=[optimizer],
-        datamodule=SimpleNamespace(example_batch=lambda device: example, val_dataloader=lambda: windows(stride)),
+        datamodule=SimpleNamespace(example_batch=lambda device: example, example_pass=lambda: scoring_pass(stride)),
     )
     trainer.strategy.training_step = module.training_step
     trainer.strategy.validation_step = module.validation_step
+    module.trainer = trainer
     return trainer
 
 
@@ -96,20 +123,38 @@ def test_training_goes_on_as_if_it_had_not_happened() -> None:
     assert_same(*losses)
 
 
-def test_half_of_the_steps_run_under_fake_quantization() -> None:
-    module = small_module(**WIDE)
-    optimizer = module.configure_optimizers()
-    trainer = trainer_with(module, optimizer)
-    seen = []
+def test_steps_are_shared_out_over_every_combination_of_variants() -> None:
+    module = small_module()
+    made = Made()
+    trainer = trainer_with(module, module.configure_optimizers(), callbacks=[made])
+    trained, scored = [], []
 
-    def training_step(batch: Batch, batch_idx: int) -> torch.Tensor:
-        seen.append(module.network.blocks[0].mlp.fc.fake_storage)
-        return module.training_step(batch, batch_idx)
+    def note(_: Any, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        (trained if module.network.training else scored).append((module.network.is_faking, made.on))
 
-    trainer.strategy.training_step = training_step
-    CompileWarmup(steps=4).on_train_start(trainer, module)
-    assert seen == [Storage.FLOAT16] * 2 + [Storage.INT5] * 2
-    assert module.network.blocks[0].mlp.fc.fake_storage == Storage.FLOAT16
+    module.network.register_forward_pre_hook(note)
+    CompileWarmup(steps=9).on_train_start(trainer, module)
+    forms = [(False, False), (True, False), (False, True), (True, True)]
+    assert [trained.count(form) for form in forms] == [2, 2, 2, 3]
+    assert set(scored) == {(False, False), (False, True)}  # validations never see fake quantization
+    assert not module.network.is_faking
+    assert not made.on
+
+
+@pytest.mark.parametrize(("stride", "shapes"), [(16, {(2, 16)}), (4, {(1, 16), (2, 4)})])
+def test_batches_of_every_shape_are_scored(stride: int, shapes: set[tuple[int, int]]) -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers(), stride)
+    scored = set()
+
+    def note(_: Any, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        if not module.network.training:
+            assert not torch.is_grad_enabled()  # as in the trainer's validation loop, or it would be another graph
+            scored.add(tuple(inputs[1].shape))
+
+    module.network.register_forward_pre_hook(note)
+    CompileWarmup(steps=2).on_train_start(trainer, module)
+    assert scored == shapes
 
 
 def test_no_warmup_makes_no_step() -> None:
@@ -120,10 +165,28 @@ def test_no_warmup_makes_no_step() -> None:
     assert not module.configure_optimizers().state_dict()["state"]
 
 
-@pytest.mark.parametrize("steps", [-1, 1])
-def test_too_few_steps_for_both_graphs_are_refused(steps: int) -> None:
-    with pytest.raises(UserError, match=rf"warmup\.steps is {steps}"):
-        CompileWarmup(steps=steps)
+def test_fewer_steps_than_graphs_are_refused() -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers(), callbacks=[Made()])
+    with pytest.raises(
+        UserError, match=r"warmup\.steps is 3, .* 4 graphs to compile, with and without late QAT and this"
+    ):
+        CompileWarmup(steps=3).on_train_start(trainer, module)
+
+
+def test_a_run_of_one_graph_needs_one_step() -> None:
+    module = small_module()
+    trainer = trainer_with(module, optimizer := module.configure_optimizers())
+    trainer.callbacks = [LateQAT(start_fraction=1)]
+    trainer.strategy.training_step = Mock(side_effect=module.training_step)
+    CompileWarmup(steps=1).on_train_start(trainer, module)
+    trainer.strategy.training_step.assert_called_once()
+    assert not optimizer.state_dict()["state"]
+
+
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"warmup\.steps is -1"):
+        CompileWarmup(steps=-1)
 
 
 def test_a_run_trains_on_the_same_ids_to_the_same_weights_without_it(finished_run: FinishedRun, tmp_path: Path) -> None:
@@ -132,10 +195,10 @@ def test_a_run_trains_on_the_same_ids_to_the_same_weights_without_it(finished_ru
     assert cli.datamodule.state_dict() == finished_run.cli.datamodule.state_dict()
 
 
-def test_afterwards_every_graph_of_a_run_is_compiled_and_another_is_an_error() -> None:
+def test_afterward_every_graph_of_a_run_is_compiled_and_another_is_an_error() -> None:
     torch.compiler.reset()
     stride = 4  # under the window, so that validations during the run have batches of two shapes
-    module = small_module(**{**WIDE, "num_layers": 1})
+    module = small_module(num_layers=1)
     # What is traced and guarded is the same with the real backend, which needs a compiler and a minute more.
     module.compiled = True
     module.network.compile(dynamic=False, fullgraph=True, backend="aot_eager")
@@ -146,14 +209,13 @@ def test_afterwards_every_graph_of_a_run_is_compiled_and_another_is_an_error() -
 
     batch = random_ids(2, 16, seed=3), random_ids(2, 16, seed=4)
     float_loss = train_step(module, optimizer, batch)
-    module.network.enable_fake_quantization(keep_last_k_fp16=1)
+    module.network.enable_fake_quantization(MLP_INT5, Nearest())
     quantized_loss = train_step(module, optimizer, batch)
     assert quantized_loss != float_loss
     module.network.disable_fake_quantization()
     module.eval()
     with torch.no_grad():
-        nats = [module.validation_step(batch, i) for i, batch in enumerate(windows(stride))]
-    assert len(nats) > 2
+        assert module.validation_step(scoring_pass(stride), 0).num_tokens == 99
     module.train()
     train_step(module, optimizer, batch)
     longer = random_ids(2, 24, seed=3), random_ids(2, 24, seed=4)
@@ -162,3 +224,10 @@ def test_afterwards_every_graph_of_a_run_is_compiled_and_another_is_an_error() -
 
     warmup.on_train_end(trainer, module)
     assert torch.isfinite(train_step(module, optimizer, longer))
+
+
+def test_an_error_leaves_the_process_free_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    stances = []
+    monkeypatch.setattr("torch.compiler.set_stance", stances.append)
+    CompileWarmup().on_exception(trainer_of(), small_module(), RuntimeError())
+    assert stances == ["default"]

@@ -1,18 +1,8 @@
 """The artifact: lossless, small, the same bytes always, and safe against whatever stands in a file."""
 
-import builtins
-import errno
-import hashlib
 import json
-import os
 import re
-import resource
-import struct
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,81 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from components import artifact as artifact_module
 from components.artifact import (
-    MAX_BYTES,
     MAX_ELEMENTS,
     MAX_FILE_BYTES,
-    load_state,
     parse_artifact,
     read_artifact,
-    require_zstandard,
-    store_state,
     write_artifact,
 )
-from components.artifact_report import describe, weights_sha256
 from components.errors import UserError
-from components.quantization import Storage, StoredTensor, quantize
-from tests.support import GOLDEN, needs_golden
+from components.quantization import StoredTensor, quantize
+from components.storage import RECIPE, Storage, StorageRule, keep_last_keys
+from tests.components.support import (
+    SETTINGS,
+    assert_same,
+    at_most_a_gibibyte_more,
+    mutate,
+    parts_of,
+    sealed,
+    small_tensors,
+)
+from tests.support import GOLDEN, needs_golden, recipe_stored
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLIC_GOLDEN_BYTES = 2_471_498
-SETTINGS = {"num_layers": 2, "rope_base": 10000.0, "tie_embeddings": True, "output_proj_init": "zero"}
-
-
-def small_tensors(seed: int = 0) -> dict[str, StoredTensor]:
-    """A tensor of every storage and of every odd shape, few values in all."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def weight(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return {
-        "five": quantize(weight(6, 40), Storage.INT5),
-        "six": quantize(weight(5, 30), Storage.INT6),
-        "eight": quantize(weight(4, 20) * 3, Storage.INT8),
-        "empty codes": quantize(weight(3, 0).new_zeros(3, 2)[:0], Storage.INT8),
-        "vector": quantize(weight(7), Storage.FLOAT16),
-        "cube": quantize(weight(2, 3, 4), Storage.FLOAT16),
-        "scalar": quantize(weight(), Storage.FLOAT16),
-        "empty": quantize(weight(0, 5), Storage.FLOAT16),
-    }
-
-
-def assert_same(one: dict[str, StoredTensor], other: dict[str, StoredTensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert tensor.storage is other[name].storage
-        for part, other_part in [(tensor.values, other[name].values), (tensor.scales, other[name].scales)]:
-            if part is None:
-                assert other_part is None
-            else:
-                assert part.dtype == other_part.dtype
-                assert part.shape == other_part.shape
-                assert part.numpy().tobytes() == other_part.numpy().tobytes(), name
-
-
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("artifact") / "small.golf"
-    write_artifact(path, SETTINGS, small_tensors())
-    return path
-
-
-def sealed(header: bytes, model: bytes, values: bytes, version: int = 1) -> bytes:
-    """A file of these parts whose lengths and checksum are right, whatever else is not."""
-    preamble = struct.pack(
-        "<8sIIIQ", b"\x89GOLF\r\n\x1a", version, len(header), len(model), 44 + len(header) + len(model) + len(values)
-    )
-    rest = header + model + values
-    return preamble + hashlib.blake2b(preamble + rest, digest_size=16).digest() + rest
-
-
-def parts_of(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """The header and model frames and the coded values of a sound file."""
-    _, _, header_bytes, model_bytes, _ = struct.unpack_from("<8sIIIQ", data)
-    ends = [44 + header_bytes, 44 + header_bytes + model_bytes]
-    return data[44 : ends[0]], data[ends[0] : ends[1]], data[ends[1] :]
 
 
 # Lossless, small, deterministic
@@ -113,7 +50,7 @@ def test_reading_gives_back_what_was_written(small_file: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_float16_and_any_code_survives(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_float16_and_any_code_survive(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     rows, cols = data.draw(st.sampled_from([(1, 1), (3, 200), (200, 3), (150, 160)]))
     tensors = {}
@@ -129,7 +66,7 @@ def test_any_float16_and_any_code_survives(data: st.DataObject, tmp_path_factory
     assert_same(read_artifact(path).tensors, tensors)
 
 
-def test_an_artifact_of_nothing_is_one(tmp_path: Path) -> None:
+def test_an_artifact_may_hold_nothing(tmp_path: Path) -> None:
     write_artifact(tmp_path / "none.golf", {}, {})
     assert read_artifact(tmp_path / "none.golf").tensors == {}
 
@@ -151,45 +88,9 @@ def test_a_view_is_stored_as_what_it_shows(tmp_path: Path) -> None:
         assert torch.equal(tensors["q"].dequantize(), quantize(view, Storage.INT6).dequantize())
 
 
-def gaussian_state(num_layers: int, dim: int, vocab: int, buckets: int) -> dict[str, torch.Tensor]:
-    """Weights of the recipe's network, Gaussian, each row of its own scale."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"tok_emb.weight": (vocab, dim), "bigram.embed.weight": (buckets, dim // 4)}
-    for i in range(num_layers):
-        shapes |= {f"blocks.{i}.attn.{name}.weight": (dim, dim) for name in ("c_q", "proj")}
-        shapes |= {f"blocks.{i}.attn.{name}.weight": (dim // 2, dim) for name in ("c_k", "c_v")}
-        shapes |= {f"blocks.{i}.mlp.fc.weight": (3 * dim, dim), f"blocks.{i}.mlp.proj.weight": (dim, 3 * dim)}
-    return {
-        name: torch.randn(shape, generator=generator)
-        * 0.02
-        * torch.randn(shape[0], 1, generator=generator).mul(0.5).exp()
-        for name, shape in shapes.items()
-    }
-
-
-def order_zero_bytes(tensors: dict[str, StoredTensor]) -> float:
-    """Entropy of each tensor's codes, of each byte plane of its float16 values, and nothing for tables."""
-    total = 0.0
-    for tensor in tensors.values():
-        halves = tensor.values if tensor.scales is None else tensor.scales
-        planes = [halves.numpy().view(np.uint8)[..., byte::2] for byte in (0, 1)]
-        for plane in [*planes, *([] if tensor.scales is None else [tensor.values.numpy().view(np.uint8)])]:
-            counts = np.bincount(plane.ravel()).astype(float)
-            counts = counts[counts > 0]
-            total += (counts * np.log2(counts.sum() / counts)).sum() / 8
-    return total
-
-
-def test_gaussian_weights_take_less_than_their_order_zero_entropy(tmp_path: Path) -> None:
-    tensors = store_state(gaussian_state(2, 512, 1024, 4096), num_layers=2)
-    assert {tensor.storage for tensor in tensors.values()} == set(Storage)
-    assert write_artifact(tmp_path / "gaussian.golf", {}, tensors) < 0.999 * order_zero_bytes(tensors)
-    assert_same(read_artifact(tmp_path / "gaussian.golf").tensors, tensors)
-
-
 @needs_golden
 def test_the_golden_weights_take_nine_tenths_of_the_public_file(tmp_path: Path) -> None:
-    tensors = store_state(load_file(GOLDEN / "trained.safetensors"), num_layers=3)
+    tensors = recipe_stored(load_file(GOLDEN / "trained.safetensors"))
     config = json.loads((GOLDEN / "config.json").read_text())
     plain = {name: value for name, value in config.items() if isinstance(value, bool | int | float | str)}
     size = write_artifact(tmp_path / "golden.golf", plain, tensors)
@@ -197,43 +98,70 @@ def test_the_golden_weights_take_nine_tenths_of_the_public_file(tmp_path: Path) 
     assert_same(read_artifact(tmp_path / "golden.golf").tensors, tensors)
 
 
-def test_a_fresh_process_loads_the_file_alone(small_file: Path) -> None:
-    script = (
-        "import sys; from components.artifact import *; from components.artifact_report import weights_sha256;"
-        "a = read_artifact(sys.argv[1]); assert len(load_state(a.tensors)) == 8; print(weights_sha256(a.tensors))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, small_file], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == weights_sha256(small_tensors())
+# The storage rules
 
 
-# From and to network weights
+def test_storage_rules_survive(tmp_path: Path) -> None:
+    rules = (*keep_last_keys(2), StorageRule("*", "int8", at_most=7, qat=True), *RECIPE)
+    write_artifact(tmp_path / "rules.golf", {}, {}, rules)
+    assert read_artifact(tmp_path / "rules.golf").rules == rules
 
 
-def test_states_are_stored_by_the_export_rules_and_loaded_as_float32() -> None:
-    state = {"blocks.0.mlp.fc.weight": torch.randn(300, 256), "smear.gate": torch.randn(256)}
-    tensors = store_state(state, num_layers=1)
-    assert [tensor.storage for tensor in tensors.values()] == ["int5", "float16"]
-    loaded = load_state(tensors)
-    assert all(weight.dtype == torch.float32 for weight in loaded.values())
-    assert torch.equal(
-        loaded["blocks.0.mlp.fc.weight"], quantize(state["blocks.0.mlp.fc.weight"], Storage.INT5).dequantize()
-    )
-    kept = {"blocks.0.attn.c_k.weight": torch.randn(300, 256)}
-    assert store_state(kept, 1)["blocks.0.attn.c_k.weight"].storage is Storage.FLOAT16
-    assert store_state(kept, 1, keep_last_k_fp16=0)["blocks.0.attn.c_k.weight"].storage is Storage.INT6
+def test_a_file_from_before_the_rules_is_read_without_any(small_file: Path, tmp_path: Path) -> None:
+    _, model, values = parts_of(small_file.read_bytes())
+    listed = [[name, str(t.storage), list(t.values.shape)] for name, t in sorted(small_tensors().items())]
+    header = json.dumps({"settings": SETTINGS, "tensors": listed}).encode()
+    (tmp_path / "older.golf").write_bytes(sealed(zstandard.compress(header), model, values))
+    artifact = read_artifact(tmp_path / "older.golf")
+    assert artifact.rules == ()
+    assert artifact.settings == SETTINGS
+    assert_same(artifact.tensors, small_tensors())
 
 
-@pytest.mark.parametrize("shape", [(5,), (300, 256)])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e38])
-def test_weights_that_are_not_finite_are_not_exported(shape: tuple[int, ...], value: float) -> None:
-    weight = torch.ones(shape)
-    weight.view(-1)[-1] = value
-    with pytest.raises(
-        UserError, match=r"^blocks\.0\.mlp\.fc\.weight holds values that are not finite or too large for"
-    ):
-        store_state({"blocks.0.mlp.fc.weight": weight}, num_layers=1)
+SOUND_RULE = {"names": "*", "storage": "int8", "at_most": 3, "qat": True}
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        None,
+        5,
+        {"*": "int8"},
+        ["*"],
+        [["*", "int8", 0, False]],
+        [{}],
+        [{"names": "*", "storage": "int8", "qat": True}],
+        [SOUND_RULE | {"priority": 1}],
+        [SOUND_RULE | {"names": 5}],
+        [SOUND_RULE | {"names": ["*"]}],
+        [SOUND_RULE | {"names": ""}],
+        [SOUND_RULE | {"names": "*" * 201}],
+        [SOUND_RULE | {"storage": "int4"}],
+        [SOUND_RULE | {"storage": ["int8"]}],
+        [SOUND_RULE | {"storage": None}],
+        [SOUND_RULE | {"at_most": -1}],
+        [SOUND_RULE | {"at_most": 3.0}],
+        [SOUND_RULE | {"at_most": "3"}],
+        [SOUND_RULE | {"at_most": True}],
+        [SOUND_RULE | {"qat": 1}],
+        [SOUND_RULE | {"qat": "false"}],
+        [SOUND_RULE | {"storage": "float16"}],
+        [SOUND_RULE, SOUND_RULE | {"qat": None}],
+    ],
+    ids=str,
+)
+def test_storage_rules_of_another_form_are_damage(small_file: Path, tmp_path: Path, listed: object) -> None:
+    header, model, values = parts_of(small_file.read_bytes())
+    path = tmp_path / "rules.golf"
+
+    def write(rules: object) -> None:
+        changed = json.dumps(json.loads(zstandard.decompress(header)) | {"storage": rules}).encode()
+        path.write_bytes(sealed(zstandard.compress(changed), model, values))
+
+    write([SOUND_RULE])
+    assert read_artifact(path).rules == (StorageRule("*", "int8", 3, True),)
+    write(listed)
+    expect_error(path, "is damaged: its header is not as the format says")
 
 
 # What a user can mend
@@ -255,18 +183,13 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     expect_error(tmp_path / "foreign", "is not an artifact; give a file that fit exported")
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    expect_error(tmp_path / "missing.golf", r"cannot be read \(No such file or directory\)")
-    expect_error(tmp_path, r"cannot be read \(Is a directory\)")
-
-
 def test_an_enormous_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "enormous").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    expect_error(tmp_path / "enormous", "has over 192,000,000 bytes, so it is not an artifact")
+    expect_error(tmp_path / "enormous", "has over 192,000,000 bytes, so it is not a model")
 
 
-def test_every_truncation_is_called_one(small_file: Path, tmp_path: Path) -> None:
+def test_every_truncation_is_named(small_file: Path, tmp_path: Path) -> None:
     data = small_file.read_bytes()
     for length in [*range(1, 60), len(data) // 2, len(data) - 1]:
         (tmp_path / "cut.golf").write_bytes(data[:length])
@@ -287,8 +210,8 @@ def test_a_flipped_byte_is_damage(small_file: Path, tmp_path: Path, position: in
 
 
 def test_a_newer_version_is_named(small_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "newer.golf").write_bytes(sealed(*parts_of(small_file.read_bytes()), version=2))
-    expect_error(tmp_path / "newer.golf", "has version 2 of the artifact format and this program reads version 1")
+    (tmp_path / "newer.golf").write_bytes(sealed(*parts_of(small_file.read_bytes()), version=3))
+    expect_error(tmp_path / "newer.golf", "has version 3 of the artifact format and this program reads version")
     (tmp_path / "zero.golf").write_bytes(sealed(*parts_of(small_file.read_bytes()), version=0))
     expect_error(tmp_path / "zero.golf", "is damaged: its first bytes are wrong")
 
@@ -303,7 +226,7 @@ def test_the_test_seals_as_the_writer_does(small_file: Path) -> None:
         (lambda header: [], "its header is not as the format says"),
         (lambda header: {"settings": {}}, "its header is not as the format says"),
         (lambda header: header | {"settings": []}, "its header is not as the format says"),
-        (lambda header: header | {"settings": {"a": None}}, "its header is not as the format says"),
+        (lambda header: header | {"settings": {"a": [1]}}, "its header is not as the format says"),
         (lambda header: header | {"tensors": [["a", "int4", [1, 1]]]}, "its header is not as the format says"),
         (lambda header: header | {"tensors": [["a", "int5", [1]]]}, "its header is not as the format says"),
         (lambda header: header | {"tensors": [["a", "int5", [1, -1]]]}, "its header is not as the format says"),
@@ -348,8 +271,8 @@ def test_a_header_that_lies_is_damage(
 def test_parts_that_contradict_each_other_are_damage(
     small_file: Path, tmp_path: Path, spoil: Callable[[bytes, bytes, bytes], tuple[bytes, bytes, bytes]], reason: str
 ) -> None:
-    (tmp_path / "spoilt.golf").write_bytes(sealed(*spoil(*parts_of(small_file.read_bytes()))))
-    expect_error(tmp_path / "spoilt.golf", f"is damaged: {reason}")
+    (tmp_path / "spoiled.golf").write_bytes(sealed(*spoil(*parts_of(small_file.read_bytes()))))
+    expect_error(tmp_path / "spoiled.golf", f"is damaged: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -373,47 +296,6 @@ def test_too_many_values_are_refused_when_writing(tmp_path: Path) -> None:
         write_artifact(tmp_path / "huge.golf", {}, {"w": huge})
 
 
-def test_missing_zstandard_is_named_and_nothing_falls_back(
-    small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real_import = builtins.__import__
-
-    def no_zstandard(name: str, *args: object, **kwargs: object) -> object:
-        if name == "zstandard":
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_zstandard)
-    for use in [
-        require_zstandard,
-        lambda: read_artifact(small_file),
-        lambda: write_artifact(tmp_path / "none.golf", {}, {}),
-    ]:
-        with pytest.raises(
-            UserError, match=r"need the package zstandard, which is not installed; run `pip install zst"
-        ):
-            use()
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(
-    small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model.golf"
-    path.write_bytes(b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        UserError, match=r"model\.golf cannot be written \(No space left on device\); make room or choose"
-    ):
-        write_artifact(path, SETTINGS, small_tensors())
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == ["model.golf"]
-
-
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
         write_artifact(tmp_path / "nowhere" / "model.golf", {}, {})
@@ -422,28 +304,16 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 # Fuzzing
 
 
-@contextmanager
-def at_most_a_gibibyte_more() -> Iterator[None]:
-    """Let an allocation beyond the memory in use and one gibibyte raise MemoryError."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def test_the_memory_limit_of_these_tests_holds() -> None:
     with at_most_a_gibibyte_more(), pytest.raises(MemoryError):
         bytearray(3 << 29)
 
 
 def fuzz(data: bytes, num_mutations: int, seed: int) -> dict[str, int]:
-    """Read `num_mutations` mutations of a sound file; each must fail with a UserError or leave what it says intact.
+    """Read `num_mutations` mutations of a sound file; each must fail with a UserError or leave the model as it was.
 
     A quarter have their lengths and checksum put right again, so that they reach the parser; those may hold other
-    weights. Also asserts that none takes a second, nor a gibibyte.
+    weights. None may take a gibibyte.
 
     Returns:
         How many ended in which way.
@@ -464,7 +334,6 @@ def fuzz(data: bytes, num_mutations: int, seed: int) -> dict[str, int]:
             mutated = sealed(*parts)
         else:
             mutated = mutate(data, generator)
-        started = time.perf_counter()
         try:
             with at_most_a_gibibyte_more():
                 artifact = parse_artifact(mutated, path)
@@ -475,32 +344,7 @@ def fuzz(data: bytes, num_mutations: int, seed: int) -> dict[str, int]:
                 assert mutated == data
                 assert_same(artifact.tensors, sound.tensors)
             outcomes["resealed, read" if reseal else "unchanged"] += 1
-        assert time.perf_counter() - started < 1
     return outcomes
-
-
-def mutate(data: bytes, generator: np.random.Generator) -> bytes:
-    """Flip bits, overwrite, cut, repeat or swap some of the bytes, or write an extreme number over them."""
-    mutated = bytearray(data)
-    for _ in range(int(generator.integers(1, 4))):
-        start = int(generator.integers(0, len(mutated) + 1))
-        # Half of all mutations strike the first bytes, where the lengths stand.
-        start = min(start, int(generator.integers(0, 64))) if generator.integers(0, 2) else start
-        stop = start + int(generator.integers(1, 16))
-        kind = int(generator.integers(0, 6))
-        if kind == 0 and start < len(mutated):
-            mutated[start] ^= 1 << int(generator.integers(0, 8))
-        elif kind == 1:
-            mutated[start:stop] = generator.bytes(stop - start)
-        elif kind == 2:
-            del mutated[start : stop if generator.integers(0, 2) else None]
-        elif kind == 3:
-            mutated[start:start] = mutated[start:stop]
-        elif kind == 4:
-            mutated[start : start + 4] = [b"\xff" * 4, bytes(4), b"\x00\x00\x00\x80"][int(generator.integers(0, 3))]
-        else:
-            mutated += bytes(int(generator.integers(1, 100)))
-    return bytes(mutated)
 
 
 def test_the_largest_model_that_a_file_may_claim_fits_in_a_gibibyte(tmp_path: Path) -> None:
@@ -528,59 +372,9 @@ LISTED = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(header=JSON | st.fixed_dictionaries({"settings": JSON, "tensors": JSON | LISTED}))
+@given(header=JSON | st.fixed_dictionaries({"settings": JSON, "tensors": JSON | LISTED}, optional={"storage": JSON}))
 def test_any_header_is_an_artifact_or_a_clear_error(small_file: Path, header: object) -> None:
     _, model, values = parts_of(small_file.read_bytes())
     data = sealed(zstandard.compress(json.dumps(header).encode()), model, values)
     with pytest.raises(UserError, match=r"^f\.golf is damaged"):
         parse_artifact(data, Path("f.golf"))
-
-
-# The description
-
-
-def test_the_description_shows_settings_tensors_totals_and_checksums(small_file: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "components.artifact", small_file], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    lines = result.stdout.splitlines()
-    assert lines == describe(small_file).splitlines()
-    assert "  num_layers        2" in lines
-    assert '  output_proj_init  "zero"' in lines
-    (five,) = [line.split() for line in lines if line.startswith("five ")]
-    assert five[1:4] == ["int5", "6x40", "240"]
-    assert float(five[5]) == pytest.approx(8 * int(five[4]) / 240, abs=0.02)
-    size = small_file.stat().st_size
-    table = {line[:12].strip(): line.replace(",", "").split() for line in lines}
-    assert int(table["all tensors"][3]) + int(table["header, stat"][-1]) == pytest.approx(size, abs=1)
-    assert f"{size:,} bytes, {MAX_BYTES - size:,} under the cap of 16,000,000 for artifact and code" in lines
-    assert f"sha256 of the file     {hashlib.sha256(small_file.read_bytes()).hexdigest()}" in lines
-    assert f"sha256 of the weights  {weights_sha256(small_tensors())}" in lines
-
-
-def test_a_file_over_the_cap_is_said_to_be(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.artifact_report.MAX_BYTES", 100)
-    assert f"{small_file.stat().st_size - 100:,} over the cap of 100" in describe(small_file)
-
-
-def test_describing_what_is_no_artifact_fails_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "foreign").write_bytes(b"text")
-    command = [sys.executable, "-m", "components.artifact", tmp_path / "foreign"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr == f"error: {tmp_path / 'foreign'} is not an artifact; give a file that fit exported.\n"
-
-
-def test_the_weights_checksum_sees_every_part() -> None:
-    tensors = small_tensors()
-    checksums = {weights_sha256(tensors), weights_sha256(small_tensors(seed=1))}
-    five = tensors["five"]
-    checksums.add(weights_sha256(tensors | {"five": StoredTensor(Storage.INT6, five.values, five.scales)}))
-    checksums.add(weights_sha256(tensors | {"five": StoredTensor(Storage.INT5, five.values, five.scales * 2)}))
-    checksums.add(weights_sha256({name + "x": tensor for name, tensor in tensors.items()}))
-    assert len(checksums) == 5
-
-
-def test_the_written_down_format_is_the_one_in_use() -> None:
-    assert "``89 47 4F 4C 46 0D 0A 1A``" in artifact_module.__doc__
-    assert bytes.fromhex("89474F4C460D0A1A") == artifact_module.MAGIC

@@ -1,4 +1,4 @@
-from pathlib import Path
+"""Bytes of text by token: the published tokenizer's, against the text that it decodes to."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components.byte_counts import token_byte_table
+from tests.support import SAMPLE, needs_sample
 
-SAMPLE = Path(__file__).parents[3] / "shared" / "fineweb_sample"
-MODEL = SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"
-
-pytestmark = pytest.mark.skipif(not MODEL.is_file(), reason="needs the published tokenizer of ../shared/fineweb_sample")
+pytestmark = needs_sample
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
+    return sentencepiece.SentencePieceProcessor(model_file=str(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"))
 
 
-def test_sample_validation_shard(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+def test_the_sample_counts_the_bytes_of_its_decoded_text(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
     ids = np.fromfile(SAMPLE / "datasets/fineweb10B_sp1024/fineweb_val_000000.bin", "<u2", offset=1024)
     stream = torch.from_numpy(ids.astype(np.int64))
     target_bytes = token_byte_table(tokenizer).target_bytes(stream[:-1], stream[1:])
@@ -29,7 +27,7 @@ def test_sample_validation_shard(tokenizer: sentencepiece.SentencePieceProcessor
     assert target_bytes.sum().item() == len(tokenizer.Decode(ids.tolist()).encode())
 
 
-def test_each_kind_of_piece(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+def test_each_kind_of_piece_counts_its_bytes(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
     bos, the, byte, dash = (tokenizer.PieceToId(piece) for piece in ("<s>", "\u2581the", "<0x41>", "\u2014"))
     unknown = tokenizer.unk_id()
     ids = torch.tensor([bos, the, the, bos, byte, the, dash, unknown, the, bos])

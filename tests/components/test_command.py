@@ -1,3 +1,5 @@
+"""How a command ends: in one line for its user, or in a traceback for its programmer."""
+
 import errno
 import os
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from components.attention import rotary_tables, rotate
+from components.embeddings import BigramHash, SmearGate
 from components.errors import UserError
-from components.gpt import GPT, BigramHash, GPTConfig, SmearGate, rotary_tables, rotate
+from components.gpt import GPT, GPTConfig, load_weights
+from components.layers import Fakeable
 from components.public_artifact import read_public_artifact
-from components.quantization import load_state
+from components.quantization import Nearest, load_state, store
+from components.storage import RECIPE, Storage, StorageRule, assign, keep_last_keys
 from datamodules.shards import find_shards, open_shard
 from tests.support import (
     GOLDEN,
@@ -23,6 +27,8 @@ from tests.support import (
     random_ids,
     tiny_network,
 )
+
+RULES, NEAREST = (*keep_last_keys(1), *RECIPE), Nearest()
 
 
 @needs_golden
@@ -102,14 +108,24 @@ def test_the_bigram_table_learns_at_any_width(dim: int) -> None:
 def test_smear_mixes_with_the_position_before() -> None:
     x = torch.tensor([[[1.0], [3.0], [5.0]]])
     ids = torch.tensor([[7, 1, 9]])
-    assert SmearGate(1, across_documents=True)(x, ids).flatten().tolist() == [0.5, 2.0, 4.0]
+    assert SmearGate(1, across_documents=True, bos_id=1)(x, ids).flatten().tolist() == [0.5, 2.0, 4.0]
     # A document's first token takes nothing from before it.
-    assert SmearGate(1, across_documents=False)(x, ids).flatten().tolist() == [0.5, 3.0, 4.0]
+    assert SmearGate(1, across_documents=False, bos_id=1)(x, ids).flatten().tolist() == [0.5, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("bos_id", [1, 6])
+def test_a_masked_smear_stops_at_the_configured_bos_alone(bos_id: int) -> None:
+    network = GPT(GPTConfig(**TINY, smear_across_documents=False, bos_id=bos_id))
+    ids = torch.tensor([[5, 6, 1, 8]])
+    x = torch.randn(1, 4, TINY["model_dim"])
+    for t in range(1, 4):  # the gate starts at one half
+        expected = x[0, t] if ids[0, t] == bos_id else 0.5 * x[0, t] + 0.5 * x[0, t - 1]
+        torch.testing.assert_close(network.smear(x, ids)[0, t], expected)
 
 
 def test_documents_do_not_reach_into_each_other_through_a_masked_smear() -> None:
     for across, reaches in ((True, True), (False, False)):
-        gate = SmearGate(4, across_documents=across)
+        gate = SmearGate(4, across_documents=across, bos_id=1)
         ids = torch.tensor([[5, 6, 1, 8]])
         x = torch.randn(1, 4, 4)
         changed = x.clone()
@@ -182,24 +198,67 @@ def test_compiled_in_bfloat16_no_float32_logits_are_kept_for_the_backward_pass()
 
 def test_fake_quantization_leaves_alone_what_export_keeps_in_float16() -> None:
     network = tiny_network(model_dim=320, num_heads=5, num_kv_heads=5)
-    network.enable_fake_quantization(keep_last_k_fp16=1)
-    storages = {name: m.fake_storage for name, m in network.named_modules() if hasattr(m, "fake_storage")}
-    assert storages["blocks.1.attn.c_k"] == "int6"
-    assert storages["blocks.2.attn.c_k"] == "float16"
-    assert storages["blocks.2.mlp.fc"] == "int5"
-    assert storages["bigram.proj"] == "float16"
+    network.enable_fake_quantization(RULES, NEAREST)
+    faked = {name: module.fake for name, module in network.named_modules() if isinstance(module, Fakeable)}
+    assert faked["blocks.1.attn.c_k"] == (NEAREST, Storage.INT6)
+    assert faked["blocks.2.attn.c_k"] is None
+    assert faked["blocks.2.mlp.fc"] == (NEAREST, Storage.INT5)
+    assert faked["bigram.proj"] is faked["bigram.embed"] is faked["tok_emb"] is None
+    assert network.is_faking
     network.disable_fake_quantization()
-    assert {m.fake_storage for m in network.modules() if hasattr(m, "fake_storage")} == {"float16"}
+    assert {module.fake for module in network.modules() if isinstance(module, Fakeable)} == {None}
+    assert not network.is_faking
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_everything_can_be_faked_tables_too_and_then_computes_as_the_stored_network(tie_embeddings: bool) -> None:
+    rules = (
+        StorageRule("blocks.*.mlp.*.weight", "int5", qat=True),
+        StorageRule("blocks.*.attn.*.weight", "int6", qat=True),
+        StorageRule("*.weight", "int8", qat=True),
+        StorageRule("*", "float16"),
+    )
+    network, ids, targets = tiny_network(tie_embeddings=tie_embeddings), random_ids(2, 12), random_ids(2, 12, seed=1)
+    plain = network(ids, targets)
+    network.enable_fake_quantization(rules, NEAREST)
+    faked = network(ids, targets)
+    faked.mean().backward()
+    storages = {name: rule.kind for name, rule in assign(network.shapes(), rules).items()}
+    stored = load_state(store(dict(network.named_parameters()), storages, NEAREST))
+    exported = tiny_network(tie_embeddings=tie_embeddings)
+    # Float16 trains as it is, so only what is quantized is as the export has it.
+    exported.load_state_dict({name: w for name, w in stored.items() if name.endswith(".weight")}, strict=False)
+    assert torch.equal(faked, exported(ids, targets))
+    assert not torch.equal(faked, plain)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+def test_new_rules_take_the_place_of_the_old_ones() -> None:
+    network = tiny_network()
+    network.enable_fake_quantization([StorageRule("*.weight", "int8", qat=True), StorageRule("*", "float16")], NEAREST)
+    assert network.is_faking
+    network.enable_fake_quantization([StorageRule("*", "float16")], NEAREST)
+    assert not network.is_faking
+
+
+def test_what_is_neither_a_matrix_nor_a_table_cannot_be_faked() -> None:
+    rules = [StorageRule("skip_weights", "int8", qat=True), StorageRule("*", "float16")]
+    with pytest.raises(
+        UserError, match=r"^The storage rule for skip_weights asks late QAT to fake skip_weights, which is neither"
+    ):
+        tiny_network().enable_fake_quantization(rules, NEAREST)
 
 
 @needs_compiler
 def test_compiled_late_qat_changes_the_loss_as_eager_does_and_needs_no_further_graph() -> None:
-    network, ids, targets = tiny_network(model_dim=320, num_heads=5), random_ids(2, 32), random_ids(2, 32, seed=1)
+    # One block, wide enough for its attention to be quantized: more of them only take longer to compile.
+    network = tiny_network(num_layers=1, model_dim=320, num_heads=5)
+    ids, targets = random_ids(2, 32), random_ids(2, 32, seed=1)
 
     def losses() -> tuple[float, float]:
         network.disable_fake_quantization()
         plain = network(ids, targets).mean()
-        network.enable_fake_quantization(1)
+        network.enable_fake_quantization(RULES, NEAREST)
         quantized = network(ids, targets).mean()
         quantized.backward()
         return plain.item(), quantized.item()
@@ -217,11 +276,52 @@ def test_compiled_late_qat_changes_the_loss_as_eager_does_and_needs_no_further_g
     [
         ({"num_layers": 0}, "model.num_layers is 0; set it to at least 1."),
         ({"mlp_mult": 0.0}, "model.mlp_mult is 0.0; set it above 0."),
-        ({"model_dim": 100, "num_heads": 8}, "model.model_dim 100 over model.num_heads 8 is no even head width"),
+        (
+            {"model_dim": 100, "num_heads": 8},
+            "model.model_dim 100 over model.num_heads 8 gives no heads of an even width",
+        ),
         ({"num_kv_heads": 3}, "model.num_kv_heads 3 does not divide model.num_heads 8"),
-        ({"bigram_vocab_size": 1}, "model.bigram_vocab_size 1 with model.bigram_dim 128 is no table"),
+        ({"bigram_vocab_size": 1}, "model.bigram_vocab_size 1 with model.bigram_dim 128 cannot make a table"),
     ],
 )
 def test_settings_that_cannot_be_built_are_refused(settings: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         GPTConfig(**settings)
+
+
+def test_a_network_is_described_in_a_phrase() -> None:
+    phrase = GPTConfig(vocab_size=8192, num_layers=11, mlp_mult=2.5, bigram_vocab_size=4096, bigram_dim=96).describe()
+    for part in (
+        "11 blocks of width 512",
+        "8 query and 4 key/value heads",
+        "MLP 2.5 times as wide",
+        "a hash table of 4,096 token pairs, 96 wide",
+        "a vocabulary of 8,192 pieces",
+    ):
+        assert part in phrase
+    assert "token pairs" not in GPTConfig(bigram_vocab_size=0).describe()
+
+
+def test_a_network_takes_the_weights_of_one_of_its_settings() -> None:
+    source, target = tiny_network(seed=1), tiny_network(seed=2)
+    load_weights(target, source.state_dict(), "model.safetensors")
+    ids = random_ids(2, 12)
+    assert torch.equal(target.logits(ids, 12), source.logits(ids, 12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ({"vocab_size": 512}, r"tok_emb.weight is \[512, 64\] there and \[1024, 64\] in the configuration's network"),
+        ({"num_layers": 2}, r"blocks.2.attn.c_k.weight is none there and \[32, 64\] in the configuration's network"),
+        ({"tie_embeddings": False}, r"lm_head.weight is \[1024, 64\] there and none in the configuration's network"),
+    ],
+)
+def test_the_weights_of_another_network_are_refused(settings: dict, difference: str) -> None:
+    network = tiny_network()
+    before = network.tok_emb.weight.detach().clone()
+    with pytest.raises(
+        UserError, match=rf"^model.golf holds the weights of another network: {difference}; give the model settings"
+    ):
+        load_weights(network, tiny_network(**settings).state_dict(), "model.golf")
+    assert torch.equal(network.tok_emb.weight, before)

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 
 from components.muon import NEWTON_SCHULZ, Muon, orthogonalize, orthogonalize_all
 
+STEPS = (NEWTON_SCHULZ,) * 5
 SHAPES = [(8, 8), (16, 8), (8, 16), (8, 8), (4, 32), (32, 4), (8, 8)]
 
 
@@ -31,13 +32,13 @@ def matrices(seed: int = 0) -> list[torch.Tensor]:
 
 
 def test_batched_iteration_equals_the_one_by_one_formula_within_bfloat16() -> None:
-    for matrix, result in zip(matrices(), orthogonalize_all(matrices(), steps=5), strict=True):
+    for matrix, result in zip(matrices(), orthogonalize_all(matrices(), STEPS), strict=True):
         assert result.dtype == torch.bfloat16
         torch.testing.assert_close(result.double(), one_by_one(matrix), atol=0.05, rtol=0)
 
 
 def test_singular_values_come_near_one() -> None:
-    [result] = orthogonalize(torch.randn(1, 32, 64, generator=torch.Generator().manual_seed(0)), steps=5)
+    [result] = orthogonalize(torch.randn(1, 32, 64, generator=torch.Generator().manual_seed(0)), STEPS)
     singular_values = torch.linalg.svdvals(result.float())
     assert singular_values.min() > 0.5
     assert singular_values.max() < 1.4
@@ -77,7 +78,7 @@ def test_vectors_are_refused() -> None:
 
 def _rank(rank: int, world_size: int, port: int, alone: list[torch.Tensor]) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    for mine, theirs in zip(orthogonalize_all(matrices(), steps=5), alone, strict=True):
+    for mine, theirs in zip(orthogonalize_all(matrices(), STEPS), alone, strict=True):
         torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0)
     dist.destroy_process_group()
 
@@ -87,4 +88,4 @@ def test_ranks_share_the_work_and_agree_with_one(world_size: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (world_size, port, orthogonalize_all(matrices(), steps=5)), nprocs=world_size)
+    mp.spawn(_rank, (world_size, port, orthogonalize_all(matrices(), STEPS)), nprocs=world_size)

@@ -1,4 +1,4 @@
-"""The public file format: what the public exporter writes is read, what is written its reader takes."""
+"""The public file format: what the public exporter writes is read, and its reader takes what is written."""
 
 import io
 import json
@@ -13,20 +13,13 @@ import torch
 import zstandard
 from safetensors.torch import load_file
 
-from components.artifact import MAX_FILE_BYTES, read_artifact, store_state, write_artifact
-from components.artifact_report import describe, main, weights_sha256
+from components.artifact import MAX_FILE_BYTES, write_artifact
 from components.errors import UserError
-from components.model_files import read_any_artifact, read_public_artifact, write_public_artifact
-from components.quantization import Storage, StoredTensor, quantize
-from tests.components.test_artifact import (
-    SETTINGS,
-    assert_same,
-    at_most_a_gibibyte_more,
-    gaussian_state,
-    mutate,
-    small_tensors,
-)
-from tests.support import GOLDEN, needs_golden
+from components.public_artifact import read_public_artifact, write_public_artifact
+from components.quantization import StoredTensor, quantize
+from components.storage import Storage
+from tests.components.support import assert_same, at_most_a_gibibyte_more, gaussian_state, mutate, small_tensors
+from tests.support import GOLDEN, needs_golden, recipe_stored
 
 GOLDEN_FILE = GOLDEN / "artifact.int5int6.ptz"
 
@@ -52,14 +45,14 @@ def public_dequantized(saved: dict) -> dict[str, torch.Tensor]:
 
 @needs_golden
 def test_the_golden_file_holds_what_this_project_exports() -> None:
-    ours = store_state(load_file(GOLDEN / "trained.safetensors"), num_layers=3)
+    ours = recipe_stored(load_file(GOLDEN / "trained.safetensors"))
     assert_same(ours, read_public_artifact(GOLDEN_FILE))
 
 
 @needs_golden
 def test_the_golden_weights_are_written_as_the_golden_file_is(tmp_path: Path) -> None:
     path = tmp_path / "model.int5int6.ptz"
-    tensors = store_state(load_file(GOLDEN / "trained.safetensors"), num_layers=3)
+    tensors = recipe_stored(load_file(GOLDEN / "trained.safetensors"))
     assert write_public_artifact(path, tensors) == path.stat().st_size
     ours, golden = saved_in(path), saved_in(GOLDEN_FILE)
     assert ours["m"] == golden["m"]
@@ -71,23 +64,11 @@ def test_the_golden_weights_are_written_as_the_golden_file_is(tmp_path: Path) ->
         assert torch.equal(ours["w"][name], weight), name
 
 
-@needs_golden
-def test_either_format_holds_the_same_weights(tmp_path: Path) -> None:
-    public = read_any_artifact(GOLDEN_FILE)
-    assert public.settings is None
-    write_artifact(tmp_path / "model.golf", SETTINGS, public.tensors)
-    own = read_any_artifact(tmp_path / "model.golf")
-    assert own.settings == SETTINGS
-    assert_same(own.tensors, public.tensors)
-    assert weights_sha256(own.tensors) == weights_sha256(public.tensors)
-    assert "settings: the public format holds none" in describe(GOLDEN_FILE)
-
-
 # Writing
 
 
-def test_gaussian_weights_take_less_in_the_own_format(tmp_path: Path) -> None:
-    tensors = store_state(gaussian_state(1, 512, 1024, 4096), num_layers=1)
+def test_gaussian_weights_take_less_in_the_project_s_format(tmp_path: Path) -> None:
+    tensors = recipe_stored(gaussian_state(1, 512, 1024, 4096))
     own = write_artifact(tmp_path / "model.golf", {}, tensors)
     public = write_public_artifact(tmp_path / "model.ptz", tensors)
     assert own <= 0.975 * public
@@ -129,7 +110,7 @@ def compressed_save(content: object) -> bytes:
 def expect_error(path: Path, content: bytes, pattern: str) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError) as caught, at_most_a_gibibyte_more():
-        read_any_artifact(path)
+        read_public_artifact(path)
     message = str(caught.value)
     assert message.startswith(f"{path} is not a sound public artifact: ")
     assert message.endswith("; copy or export it again.")
@@ -220,7 +201,7 @@ def test_a_file_that_does_not_state_its_size_is_read(tmp_path: Path) -> None:
     content = zstandard.decompress((tmp_path / "model.ptz").read_bytes())
     compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     (tmp_path / "model.ptz").write_bytes(compressor.compress(content) + compressor.flush())
-    assert_same(read_any_artifact(tmp_path / "model.ptz").tensors, small_tensors())
+    assert_same(read_public_artifact(tmp_path / "model.ptz"), small_tensors())
 
 
 def test_no_code_in_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,15 +213,12 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"text")
-    for read in (read_any_artifact, read_artifact):
-        with pytest.raises(UserError, match="text is not an artifact; give a file that fit exported"):
-            read(tmp_path / "text")
     with pytest.raises(UserError, match="text is not a sound public artifact: it is no whole zstd frame"):
         read_public_artifact(tmp_path / "text")
 
 
 def test_mutated_files_are_refused_or_read_whole(tmp_path: Path) -> None:
-    """The format has no checksum, so a mutated number cannot be told from another weight; nothing else may come."""
+    """The format has no checksum, so a mutated number looks like another weight; nothing else may come of it."""
     write_public_artifact(tmp_path / "sound.ptz", small_tensors())
     content = zstandard.decompress((tmp_path / "sound.ptz").read_bytes())
     generator = np.random.default_rng(0)
@@ -257,18 +235,3 @@ def test_mutated_files_are_refused_or_read_whole(tmp_path: Path) -> None:
         else:
             assert all(tensor.is_sound() for tensor in tensors.values())
     assert refused > 300
-
-
-@needs_golden
-def test_the_command_writes_what_the_public_reader_takes(tmp_path: Path) -> None:
-    own, public = tmp_path / "model.golf", tmp_path / "model.int5int6.ptz"
-    write_artifact(own, {"num_layers": 3}, read_public_artifact(GOLDEN_FILE))
-    main([str(own), "--format", "public", "--out", str(public)])
-    assert weights_sha256(read_public_artifact(public)) == weights_sha256(read_public_artifact(GOLDEN_FILE))
-
-
-def test_the_command_wants_a_format_and_a_file_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "model.golf"), "--format", "public"])
-    assert stop.value.code == 2
-    assert "--format and --out go together" in capsys.readouterr().err

@@ -1,21 +1,28 @@
 """The quantizer: the same values in training, in export and under the compiler."""
 
-import json
-import shutil
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from components.quantization import INT8_PERCENTILE, Storage, StoredTensor, fake_quantize, quantize, storage_of
-from tests.support import GOLDEN, needs_golden
+from components.errors import UserError
+from components.quantization import (
+    INT8_PERCENTILE,
+    Nearest,
+    Quantizer,
+    StoredTensor,
+    fake_quantize,
+    load_state,
+    quantize,
+    store,
+)
+from components.storage import Storage
+from tests.support import needs_compiler, needs_gpu
 
 QUANTIZED = (Storage.INT5, Storage.INT6, Storage.INT8)
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT8: 127}
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, which is not here")
 
 
 def random_weight(seed: int, rows: int, cols: int) -> torch.Tensor:
@@ -34,51 +41,6 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 weights = st.builds(
     random_weight, seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 40), cols=st.sampled_from([1, 2, 3, 17, 64, 333])
 )
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "expected"),
-    [
-        ("tok_emb.weight", (1024, 512), "float16"),
-        ("tok_emb.weight", (8, 8), "float16"),
-        ("lm_head.weight", (1024, 512), "int8"),
-        ("bigram.embed.weight", (4096, 128), "int8"),
-        ("bigram.proj.weight", (512, 128), "float16"),
-        ("bigram.proj.weight", (513, 128), "int8"),
-        ("bigram.scale", (), "float16"),
-        ("blocks.3.mlp.fc.weight", (1536, 512), "int5"),
-        ("blocks.3.mlp.proj.weight", (512, 1536), "int5"),
-        ("blocks.3.attn.c_q.weight", (512, 512), "int6"),
-        ("blocks.3.attn.c_k.weight", (256, 512), "int6"),
-        ("blocks.3.attn.c_v.weight", (256, 512), "int6"),
-        ("blocks.3.attn.proj.weight", (512, 512), "int6"),
-        ("blocks.9.attn.c_k.weight", (256, 512), "float16"),
-        ("blocks.9.attn.c_v.weight", (256, 512), "int6"),
-        ("blocks.8.attn.c_k.weight", (256, 512), "int6"),
-        ("blocks.3.attn.c_k.weight", (256, 256), "float16"),
-        ("blocks.3.attn.c_k.weight", (257, 256), "int6"),
-        ("blocks.3.mlp_scale", (512,), "float16"),
-        ("some_vector", (65_537,), "float16"),
-    ],
-)
-def test_storage_of_follows_the_export_rules(name: str, shape: tuple[int, ...], expected: str) -> None:
-    assert storage_of(name, shape, num_layers=10) == expected
-
-
-@pytest.mark.parametrize(("keep", "kept_blocks"), [(0, []), (1, [9]), (3, [7, 8, 9]), (10, list(range(10)))])
-def test_key_projections_of_the_last_blocks_are_kept(keep: int, kept_blocks: list[int]) -> None:
-    stored = [storage_of(f"blocks.{i}.attn.c_k.weight", (256, 512), 10, keep_last_k_fp16=keep) for i in range(10)]
-    assert [i for i, storage in enumerate(stored) if storage is Storage.FLOAT16] == kept_blocks
-
-
-@needs_golden
-def test_storage_of_agrees_with_the_public_export() -> None:
-    weights = load_file(GOLDEN / "trained.safetensors")
-    types = json.loads((GOLDEN / "tensor_types.json").read_text())
-    assert types.keys() == weights.keys()
-    for name, public_type in types.items():
-        expected = "float16" if public_type.startswith("passthrough") else public_type
-        assert storage_of(name, weights[name].shape, num_layers=3) == expected, name
 
 
 @settings(deadline=None)
@@ -163,7 +125,7 @@ def test_compiled_rounds_halves_as_eager_does(storage: Storage) -> None:
     assert torch.equal(quantize(weight, storage).scales, scales.half())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize("storage", QUANTIZED)
 def test_cuda_quantizes_as_the_cpu_does(storage: Storage) -> None:
     torch._dynamo.reset()
@@ -246,3 +208,76 @@ def test_a_stored_tensor_holds_its_parts_to_its_storage() -> None:
     ]:
         with pytest.raises(AssertionError):
             StoredTensor(*parts)
+
+
+def test_a_tensor_s_bytes_are_those_of_its_values_and_scales() -> None:
+    assert quantize(torch.ones(6, 40), Storage.INT5).num_bytes == 6 * 40 + 2 * 6
+    assert quantize(torch.ones(6, 40), Storage.FLOAT16).num_bytes == 2 * 6 * 40
+
+
+# A whole network's weights
+
+
+def weights_of_every_storage() -> tuple[dict[str, torch.Tensor], dict[str, Storage]]:
+    weights = {name: random_weight(seed, 8, 12) for seed, name in enumerate(["z", "five", "six", "eight", "a"])}
+    weights["vector"] = torch.randn(5)
+    storages = {"five": Storage.INT5, "six": Storage.INT6, "eight": Storage.INT8}
+    return weights, {name: storages.get(name, Storage.FLOAT16) for name in weights}
+
+
+class Halving(Quantizer):
+    """Stores half of each matrix, to be told from any that rounds the matrix itself."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[set[str], set[str]]] = []
+
+    def quantize_all(
+        self, matrices: Mapping[str, torch.Tensor], storages: Mapping[str, Storage]
+    ) -> dict[str, StoredTensor]:
+        self.calls.append((set(matrices), set(storages)))
+        return {name: quantize(matrix / 2, storages[name]) for name, matrix in reversed(matrices.items())}
+
+    def fake_quantize(self, weight: torch.Tensor, storage: Storage) -> torch.Tensor:
+        return fake_quantize(weight / 2, storage)
+
+
+def test_each_weight_is_stored_by_its_storage_in_the_order_given() -> None:
+    weights, storages = weights_of_every_storage()
+    stored = store(weights, storages, Nearest())
+    assert list(stored) == list(weights)
+    for name, tensor in stored.items():
+        expected = quantize(weights[name], storages[name])
+        assert tensor.storage is storages[name]
+        assert torch.equal(tensor.values, expected.values)
+        assert expected.scales is None or torch.equal(tensor.scales, expected.scales)
+
+
+def test_another_quantizer_rounds_all_matrices_at_once_and_nothing_else() -> None:
+    weights, storages = weights_of_every_storage()
+    quantizer = Halving()
+    loaded = load_state(store(weights, storages, quantizer))
+    assert quantizer.calls == [({"five", "six", "eight"}, {"five", "six", "eight"})]
+    assert list(loaded) == list(weights)
+    for name, weight in loaded.items():
+        share = 1 if storages[name] is Storage.FLOAT16 else 2
+        assert torch.equal(weight, quantize(weights[name] / share, storages[name]).dequantize()), name
+
+
+def test_stored_weights_are_loaded_as_float32() -> None:
+    loaded = load_state(store(*weights_of_every_storage(), Nearest()))
+    assert {weight.dtype for weight in loaded.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("storage", [*QUANTIZED, Storage.FLOAT16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e38])
+def test_weights_that_are_not_finite_are_not_stored(storage: Storage, value: float) -> None:
+    weight = torch.ones(3, 4)
+    weight[2, 3] = value
+    with pytest.raises(
+        UserError, match=r"^blocks\.0\.mlp\.fc\.weight holds values that are not finite or too large for"
+    ):
+        store(
+            {"gate": torch.ones(2), "blocks.0.mlp.fc.weight": weight},
+            {"gate": Storage.FLOAT16, "blocks.0.mlp.fc.weight": storage},
+            Nearest(),
+        )

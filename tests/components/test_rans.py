@@ -1,4 +1,4 @@
-"""The entropy coder: lossless, near the entropy, and deaf to damaged streams."""
+"""The entropy coder: lossless, near the entropy, and safe against damaged streams."""
 
 from contextlib import suppress
 

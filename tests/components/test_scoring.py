@@ -1,28 +1,16 @@
 """Windows that score every target once, and sums that do not depend on who scores."""
 
-import json
 import math
 
 import pytest
-import sentencepiece
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.byte_counts import ByteTable, token_byte_table
+from components.byte_counts import ByteTable
 from components.errors import UserError
-from components.scoring import BitsPerByte, ScoringConfig, WindowLoader, Windows, score
-from datamodules.shards import find_shards, open_shard
-from tests.support import (
-    GOLDEN,
-    SAMPLE,
-    bytes_by_id,
-    golden_network,
-    needs_golden,
-    needs_sample,
-    random_ids,
-    tiny_network,
-)
+from components.scoring import BitsPerByte, Chunk, Score, ScoringConfig, WindowLoader, Windows
+from tests.support import bytes_by_id, random_ids, tiny_network
 
 CPU = torch.device("cpu")
 
@@ -33,39 +21,78 @@ def streams(draw: st.DrawFn) -> tuple[int, int, int]:
     return num_targets, seq_len, draw(st.integers(1, seq_len))
 
 
-@given(streams(), st.integers(1, 9), st.integers(1, 4))
-def test_each_target_is_scored_exactly_once_over_all_ranks(
-    stream: tuple[int, int, int], windows_per_batch: int, world_size: int
-) -> None:
+def loader_of(
+    stream: tuple[int, int, int], windows_per_batch: int = 4, rank: int = 0, world_size: int = 1
+) -> WindowLoader:
+    """Windows of ids that are their own positions, a byte each."""
     num_targets, seq_len, stride = stream
-    ids = torch.arange(num_targets + 1)
+    return WindowLoader(
+        torch.arange(num_targets + 1),
+        bytes_by_id(torch.ones(num_targets + 1, dtype=torch.int64)),
+        seq_len=seq_len,
+        stride=stride,
+        windows_per_batch=windows_per_batch,
+        device=CPU,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@given(streams(), st.integers(1, 9), st.integers(1, 4), st.integers(0, 320))
+def test_each_target_is_scored_exactly_once_over_all_ranks_and_chunks(
+    stream: tuple[int, int, int], windows_per_batch: int, world_size: int, chunk_targets: int
+) -> None:
+    num_targets = stream[0]
     times_scored = torch.zeros(num_targets + 1, dtype=torch.int64)
     num_windows, shapes = 0, set()
     for rank in range(world_size):
-        loader = WindowLoader(
-            ids,
-            bytes_by_id(torch.ones(num_targets + 1, dtype=torch.int64)),
-            seq_len=seq_len,
-            stride=stride,
-            windows_per_batch=windows_per_batch,
-            device=CPU,
-            rank=rank,
-            world_size=world_size,
-        )
-        batches = list(loader)
-        assert len(batches) == len(loader) >= 1  # also where a rank is left without a window
-        for batch in batches:
-            shapes.add((batch.input_ids.shape, batch.target_ids.shape))
-            # Ids that are their own positions: a scored target must be the one after its input.
-            inputs = batch.input_ids[:, -batch.target_ids.size(1) :]
-            assert torch.equal(batch.target_ids[batch.scored], inputs[batch.scored] + 1)
-            times_scored += torch.bincount(batch.target_ids[batch.scored], minlength=num_targets + 1)
-            num_windows += int(batch.scored.any(1).sum())
-            assert torch.equal(batch.target_bytes, batch.scored.long())
+        loader = loader_of(stream, windows_per_batch, rank, world_size)
+        for chunk in loader.chunks(chunk_targets):
+            batches = list(loader.batches(chunk))
+            assert len(batches) == loader.num_batches(chunk)
+            for batch in batches:
+                shapes.add((batch.input_ids.shape, batch.target_ids.shape))
+                # Ids are their own positions: a scored target must be the one after its input.
+                inputs = batch.input_ids[:, -batch.target_ids.size(1) :]
+                assert torch.equal(batch.target_ids[batch.scored], inputs[batch.scored] + 1)
+                times_scored += torch.bincount(batch.target_ids[batch.scored], minlength=num_targets + 1)
+                num_windows += int(batch.scored.any(1).sum())
+                assert torch.equal(batch.target_bytes, batch.scored.long())
     assert times_scored.tolist() == [0] + [1] * num_targets
-    assert num_windows == len(Windows(num_targets, seq_len, stride))
+    assert num_windows == len(Windows(*stream))
     # Each shape is another compiled graph.
     assert len(shapes) <= 2
+
+
+@given(streams(), st.integers(1, 320))
+def test_every_window_is_in_exactly_one_chunk_that_of_its_first_scored_target(
+    stream: tuple[int, int, int], chunk_targets: int
+) -> None:
+    windows = Windows(*stream)
+    _, first_scored, _ = windows.spans(torch.arange(len(windows)))
+    chunks = loader_of(stream).chunks(chunk_targets)
+    in_order = [window for chunk in chunks for window in range(chunk.first_window, chunk.end_window)]
+    assert in_order == list(range(len(windows)))
+    for chunk in chunks:
+        own = first_scored[chunk.first_window : chunk.end_window]
+        assert ((chunk.first_target <= own) & (own < chunk.end_target)).all()
+    targets = [target for chunk in chunks for target in range(chunk.first_target, chunk.end_target)]
+    assert targets == list(range(stream[0]))
+    assert {chunk.end_target - chunk.first_target for chunk in chunks[:-1]} <= {chunk_targets}
+
+
+@given(streams())
+def test_the_batches_of_a_loader_are_those_of_one_whole_chunk(stream: tuple[int, int, int]) -> None:
+    loader = loader_of(stream)
+    assert loader.chunks() == [Chunk(0, len(loader.windows), 0, stream[0])]
+    assert sum(int(batch.scored.sum()) for batch in loader) == stream[0]
+    assert len(list(loader)) == len(loader)
+
+
+def test_chunks_of_a_hand_worked_stream() -> None:
+    # The windows begin to score at 0, 4, 6 and 8; the text is cut at 3, 6 and 9, and no window begins at 9.
+    chunks = loader_of((10, 4, 2)).chunks(3)
+    assert chunks == [Chunk(0, 1, 0, 3), Chunk(1, 2, 3, 6), Chunk(2, 4, 6, 9), Chunk(4, 4, 9, 10)]
 
 
 def test_windows_of_a_hand_worked_stream() -> None:
@@ -75,38 +102,6 @@ def test_windows_of_a_hand_worked_stream() -> None:
     assert starts.tolist() == [0, 2, 4, 6]
     assert first_scored.tolist() == [0, 4, 6, 8]
     assert ends.tolist() == [4, 6, 8, 10]
-
-
-@needs_golden
-@needs_sample
-@pytest.mark.parametrize("case", range(9))
-def test_golden_scores_of_the_float_weights_and_of_the_artifact(case: int) -> None:
-    from components.public_artifact import read_public_artifact
-    from components.quantization import load_state
-
-    golden = json.loads((GOLDEN / "eval.json").read_text())
-    cases = [*golden["roundtrip"], golden["float_weights"], golden["float_weights_chunked"]]
-    expected = cases[case]
-    network = golden_network("trained.safetensors")
-    if case < len(golden["roundtrip"]):
-        network.load_state_dict(load_state(read_public_artifact(GOLDEN / "artifact.int5int6.ptz")))
-    [shard] = find_shards(SAMPLE / "datasets" / "fineweb10B_sp1024", "val")
-    ids = torch.from_numpy(open_shard(shard)[: expected["tokens"]].astype("int64"))
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"))
-    loader = WindowLoader(
-        ids,
-        token_byte_table(tokenizer),
-        seq_len=expected["seq_len"],
-        stride=expected.get("stride", expected["seq_len"]),
-        windows_per_batch=16,
-        device=CPU,
-    )
-    result = score(network, loader)
-    assert result.bits_per_byte == pytest.approx(expected["val_bpb"], abs=1e-4)
-    assert result.loss == pytest.approx(expected["val_loss"], abs=1e-4)
-    assert result.num_tokens == expected["tokens"] - 1
-    if "windows" in expected:
-        assert result.num_windows == expected["windows"]
 
 
 def test_splitting_over_ranks_changes_nothing_beyond_rounding() -> None:
@@ -135,19 +130,11 @@ def test_sums_are_wide_enough_for_a_validation_split() -> None:
     assert metric.num_bytes.dtype == metric.num_tokens.dtype == torch.int64
 
 
-def test_bits_per_byte_of_a_model_that_guesses() -> None:
-    # ln 1024 nats a target are 10 bits; at two bytes a target, 5 bits a byte.
-    loader = WindowLoader(
-        random_ids(50),
-        bytes_by_id(torch.full((1024,), 2)),
-        seq_len=8,
-        stride=3,
-        windows_per_batch=4,
-        device=CPU,
-    )
-    result = score(lambda ids, targets: torch.full(targets.shape, math.log(1024)), loader)  # type: ignore[arg-type]
-    assert result.bits_per_byte == pytest.approx(5.0)
-    assert result.loss == pytest.approx(math.log(1024))
+def test_the_loss_and_the_bits_per_byte_of_a_score() -> None:
+    # 3 ln 2 nats over 6 targets and 12 bytes: 3 bits in all.
+    score = Score(nats=3 * math.log(2), num_bytes=12, num_tokens=6, num_windows=1)
+    assert score.loss == pytest.approx(math.log(2) / 2)
+    assert score.bits_per_byte == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +145,11 @@ def test_bits_per_byte_of_a_model_that_guesses() -> None:
         ({"seq_len": 0}, "scoring.seq_len is 0; set it to at least 1."),
         ({"windows_per_batch": 0}, "scoring.windows_per_batch is 0; set it to at least 1."),
         ({"max_tokens": 1}, "scoring.max_tokens is 1; set it to 0 for all or to at least 2"),
-        ({"fit_stride": 4096}, "scoring.fit_stride is 4096"),
+        ({"max_tokens": -1}, "scoring.max_tokens is -1; set it to 0 for all or to at least 2"),
+        (
+            {"val_stride": 4096},
+            r"scoring.val_stride is 4096; set it from 0 to scoring.seq_len \(2048\), 0 for whole wind",
+        ),
     ],
 )
 def test_windows_that_would_skip_targets_are_refused(settings: dict, sentence: str) -> None:

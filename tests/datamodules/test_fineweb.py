@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from components.errors import UserError
-from components.scoring import ScoringConfig
+from components.scorer import Scorer
+from components.scoring import ScoringConfig, WindowLoader
 from datamodules.fineweb import FineWeb
 from tests.support import write_shard
 
@@ -113,7 +114,7 @@ def test_a_world_size_that_does_not_divide_the_micro_batches_is_refused(world_si
 
 
 @pytest.mark.parametrize("tokens", [0, 250, 128 + 16])
-def test_batch_tokens_that_are_no_whole_sequences_are_refused(tokens: int, numbered: Path) -> None:
+def test_batch_tokens_that_do_not_make_whole_sequences_are_refused(tokens: int, numbered: Path) -> None:
     with pytest.raises(UserError, match=rf"{tokens} is not a multiple .*data\.train_batch_tokens"):
         set_up(numbered, trainer_of(), train_batch_tokens=tokens)
 
@@ -160,43 +161,87 @@ def test_a_resumed_run_reads_on_where_the_first_stopped_whatever_the_ranks(
     assert sorted(read_on) == sorted(span(k) for k in range(24, 32))
 
 
-def scored_ids(data: FineWeb, stride: int) -> list[int]:
-    return sorted(i for batch in data.windows(stride) for i in batch.target_ids[batch.scored].tolist())
+def windows_of(data: FineWeb) -> WindowLoader:
+    [scoring_pass] = data.val_dataloader()
+    return scoring_pass.windows
+
+
+def scored_ids(windows: WindowLoader) -> list[int]:
+    return sorted(i for batch in windows for i in batch.target_ids[batch.scored].tolist())
 
 
 @pytest.mark.parametrize(("max_tokens", "last"), [(0, 103), (2, 5), (50, 53), (100, 103), (5000, 103)])
 def test_only_the_first_so_many_validation_ids_are_scored(max_tokens: int, last: int, numbered: Path) -> None:
     scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=max_tokens)
     data = set_up(numbered, trainer_of(), scoring=scoring)
-    assert scored_ids(data, stride=4) == list(range(5, last + 1))  # every id after the first, once
+    for windows in (windows_of(data), data.final_pass("").windows):
+        assert scored_ids(windows) == list(range(5, last + 1))  # every id after the first, once
 
 
 def test_the_cap_reaches_over_shards(numbered: Path) -> None:
     write_shard(numbered / "fineweb_val_000001.bin", np.arange(200, 300))
     scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=102)
     data = set_up(numbered, trainer_of(), scoring=scoring)
-    assert scored_ids(data, stride=16) == [*range(5, 104), 200, 201]
+    assert scored_ids(windows_of(data)) == [*range(5, 104), 200, 201]
 
 
 def test_ids_beyond_the_cap_are_not_even_looked_at(numbered: Path) -> None:
     write_shard(numbered / "fineweb_val_000000.bin", np.array([4, 5, 6, 60000]))
     scoring = ScoringConfig(seq_len=16, stride=4, max_tokens=3)
-    assert scored_ids(set_up(numbered, trainer_of(), scoring=scoring), stride=4) == [5, 6]
+    assert scored_ids(windows_of(set_up(numbered, trainer_of(), scoring=scoring))) == [5, 6]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_score_every_id_once_between_them(world_size: int, numbered: Path) -> None:
-    scored = []
+    validations, results = [], []
     for rank in range(world_size):
-        trainer = trainer_of(world_size=world_size, global_rank=rank, state=SimpleNamespace(fn=TrainerFn.VALIDATING))
-        scored += scored_ids(set_up(numbered, trainer), stride=4)
-    assert sorted(scored) == list(range(5, 104))
+        data = set_up(
+            numbered, trainer_of(world_size=world_size, global_rank=rank), train_micro_batches=6, train_batch_tokens=192
+        )
+        validations += scored_ids(windows_of(data))
+        results += scored_ids(data.final_pass("").windows)
+    assert sorted(validations) == sorted(results) == list(range(5, 104))
 
 
-@pytest.mark.parametrize(("fn", "stride"), [(TrainerFn.FITTING, 16), (TrainerFn.VALIDATING, 4)])
-def test_a_fit_validates_by_its_own_stride(fn: TrainerFn, stride: int, numbered: Path) -> None:
-    data = set_up(numbered, trainer_of(state=SimpleNamespace(fn=fn)))
-    assert data.val_dataloader().windows.stride == stride
+@pytest.mark.parametrize(
+    ("fn", "val_stride", "stride"),
+    [(TrainerFn.FITTING, 0, 16), (TrainerFn.FITTING, 8, 8), (TrainerFn.VALIDATING, 0, 4), (TrainerFn.VALIDATING, 8, 4)],
+)
+def test_a_fit_validates_by_a_stride_of_its_own_or_in_whole_windows(
+    fn: TrainerFn, val_stride: int, stride: int, numbered: Path
+) -> None:
+    scoring = ScoringConfig(seq_len=16, stride=4, val_stride=val_stride)
+    data = set_up(numbered, trainer_of(state=SimpleNamespace(fn=fn)), scoring=scoring)
+    assert windows_of(data).windows.stride == stride
+    assert data.final_pass("").windows.windows.stride == 4
+
+
+def test_only_a_result_is_scored_by_the_scorer_that_was_chosen(numbered: Path) -> None:
+    class Chosen(Scorer):
+        pass
+
+    for fn, chosen in ((TrainerFn.FITTING, False), (TrainerFn.VALIDATING, True)):
+        data = set_up(numbered, trainer_of(state=SimpleNamespace(fn=fn)), scorer=Chosen())
+        [validation] = data.val_dataloader()
+        assert len(data.val_dataloader()) == 1
+        assert isinstance(validation.scorer, Chosen) == chosen
+        assert isinstance(data.final_pass("").scorer, Chosen)
+        assert not isinstance(data.example_pass().scorer, Chosen)
+
+
+@pytest.mark.parametrize("val_stride", [0, 4])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_example_has_batches_of_every_shape_that_a_validation_has_on_every_rank(
+    world_size: int, val_stride: int, numbered: Path
+) -> None:
+    scoring = ScoringConfig(seq_len=16, stride=4, val_stride=val_stride, windows_per_batch=4)
+    validations, examples = set(), []
+    for rank in range(world_size):
+        data = set_up(numbered, trainer_of(world_size=world_size, global_rank=rank), scoring=scoring)
+        validations |= {(*batch.input_ids.shape, *batch.target_ids.shape) for batch in windows_of(data)}
+        examples.append({(*batch.input_ids.shape, *batch.target_ids.shape) for batch in data.example_pass().windows})
+    assert examples == [validations] * world_size
+    assert len(validations) == (2 if val_stride else 1)
 
 
 def test_fewer_than_two_validation_ids_are_refused(numbered: Path) -> None:
@@ -207,13 +252,13 @@ def test_fewer_than_two_validation_ids_are_refused(numbered: Path) -> None:
 
 def test_two_validation_ids_are_one_target(numbered: Path) -> None:
     write_shard(numbered / "fineweb_val_000000.bin", np.array([7, 8]))
-    assert scored_ids(set_up(numbered, trainer_of()), stride=4) == [8]
+    assert scored_ids(windows_of(set_up(numbered, trainer_of()))) == [8]
 
 
 def test_validating_needs_no_train_shards(numbered: Path) -> None:
     (numbered / "fineweb_train_000000.bin").unlink()
     data = set_up(numbered, trainer_of(state=SimpleNamespace(fn=TrainerFn.VALIDATING)))
-    assert len(scored_ids(data, stride=4)) == 99
+    assert len(scored_ids(windows_of(data))) == 99
 
 
 def test_it_records_what_it_read(numbered: Path) -> None:
@@ -228,4 +273,5 @@ def test_it_records_what_it_read(numbered: Path) -> None:
         "train_shards": ["fineweb_train_000000.bin"],
         "train_ids": NUM_IDS,
         "train_positions": [0, 2 * 8 * SPAN],
+        "train_order": "in_order",
     }

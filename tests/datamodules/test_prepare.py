@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,10 @@ from datamodules.documents import read_documents
 from datamodules.manifest import FileRecord, Manifest
 from datamodules.prepare import prepare
 from datamodules.shards import find_shards, open_shard
+from datamodules.verify import verify_folder
+from tests.support import ROOT, SAMPLE, needs_sample, run
 
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT.parent / "shared" / "fineweb_sample"
 PUBLISHED = SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"
-needs_sample = pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shared/fineweb_sample")
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil 12 kettles of tea"
 WORDS = TEXT.split()
@@ -34,22 +34,34 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @needs_sample
-def test_reproduces_the_published_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "num_tokens", "shard_tokens"), [(1024, 628_457, 314_228), (8192, 420_724, 210_362)])
+def test_reproduces_the_published_tokens(tmp_path: Path, size: int, num_tokens: int, shard_tokens: int) -> None:
     documents = read_documents(str(SAMPLE / "docs.jsonl"))
     manifest = prepare(
         documents,
         tmp_path,
         source="sample",
         val_docs=0,
-        tokenizer=PUBLISHED,
-        shard_tokens=314_228,
+        tokenizer=SAMPLE / f"tokenizers/fineweb_{size}_bpe.model",
+        shard_tokens=shard_tokens,
     )
     name = "fineweb_train_000000.bin"
-    assert (tmp_path / name).read_bytes() == (SAMPLE / "datasets/fineweb10B_sp1024" / name).read_bytes()
-    assert tokens(tmp_path, "train") == tokens(SAMPLE / "datasets/fineweb10B_sp1024", "train")
+    assert (tmp_path / name).read_bytes() == (SAMPLE / f"datasets/fineweb10B_sp{size}" / name).read_bytes()
+    assert tokens(tmp_path, "train") == tokens(SAMPLE / f"datasets/fineweb10B_sp{size}", "train")
     train = manifest.splits["train"]
-    assert (train.num_documents, train.num_tokens, train.text_bytes) == (200, 628_457, 1_489_515)
+    assert (train.num_documents, train.num_tokens, train.text_bytes) == (200, num_tokens, 1_489_515)
     assert manifest.splits["val"].shards == []
+
+
+@needs_sample
+def test_command_trains_a_vocabulary_of_8192(tmp_path: Path) -> None:
+    command = ("-m", "datamodules.prepare", str(SAMPLE / "docs.jsonl"), "--out", str(tmp_path), "--val-docs", "60")
+    done = run(*command, "--vocab-size", "8192")
+    assert done.returncode == 0, done.stderr
+    assert "--model.vocab_size 8192" in done.stdout
+    (_, val), problems = verify_folder(tmp_path, tmp_path / "tokenizer.model")
+    assert problems == []
+    assert val.text_bytes == sum(len(d) for d in islice(read_documents(str(SAMPLE / "docs.jsonl")), 60))
 
 
 def test_every_document_is_a_bos_and_its_pieces_and_the_first_are_validation(tmp_path: Path) -> None:
@@ -92,7 +104,7 @@ def test_training_documents_that_stand_in_validation_are_left_out(tmp_path: Path
     manifest = prepare(leaking, tmp_path / "leaking", **SETTINGS)  # type: ignore[arg-type]
     assert manifest.left_out_of_train == 2
     assert manifest.splits["train"].num_documents == 26
-    assert "left out of train, because they stand in val: 2 documents" in manifest.report(tmp_path)
+    assert "left out of train, because val has them too: 2 documents" in manifest.report(tmp_path)
 
 
 def test_the_tokenizer_learns_from_the_start_of_the_training_documents_only(
@@ -126,9 +138,13 @@ def test_document_hashes_see_where_documents_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "settings", "message"),
     [
-        (DOCUMENTS, {"tokenizer": 5000}, "not a vocabulary of 5000: give more text or a smaller --vocab-size"),
-        (DOCUMENTS, {"tokenizer": 260}, "a vocabulary of 260 pieces is not possible"),
-        (DOCUMENTS, {"tokenizer": 65537}, "a vocabulary of 65537 pieces is not possible"),
+        (
+            DOCUMENTS,
+            {"tokenizer": 5000},
+            "of the 5000 pieces of the vocabulary: give more text or a smaller --vocab-size",
+        ),
+        (DOCUMENTS, {"tokenizer": 260}, "a vocabulary cannot have 260 pieces: choose --vocab-size from 261"),
+        (DOCUMENTS, {"tokenizer": 65537}, "a vocabulary cannot have 65537 pieces: .* to 65536"),
         (DOCUMENTS[:5], {}, "no tokenizer could be trained on this text"),
         (DOCUMENTS[:5], {"tokenizer": PUBLISHED}, "words has no document to train on"),
         (DOCUMENTS, {"tokenizer": Path("gone.model")}, r"no tokenizer at gone\.model"),
@@ -147,7 +163,7 @@ def test_what_a_user_can_mend_leaves_an_empty_folder(
 def test_shards_that_stand_there_are_kept(tmp_path: Path) -> None:
     prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="holds shards already"):
+    with pytest.raises(UserError, match="already holds shards"):
         prepare(DOCUMENTS, tmp_path, **SETTINGS)  # type: ignore[arg-type]
     assert contents(tmp_path) == before
 

@@ -132,15 +132,6 @@ def test_resuming_under_another_world_size_continues_the_stream(counting: TokenS
     assert [batch for pair in zip(first, second, strict=True) for batch in pair] == alone[8:]
 
 
-def test_document_starts_are_where_bos_stands_in_the_inputs(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, [1, 5, 5, 1, 1, 5, 5, 5, 5, 1])
-    loader = SpanLoader(stream, 0, batch_tokens=4, micro_batches=1, seq_len=2, bos_id=1)
-    assert batches_of(loader, 2) == [
-        [[[1, 5], [5, 1]], [[5, 5], [1, 1]], [0, 3]],
-        [[[5, 5], [5, 5]], [[5, 5], [5, 1]], []],
-    ]
-
-
 def test_wrapping_is_said_once_and_the_epoch_is_counted(counting: TokenStream) -> None:
     loader = SpanLoader(counting, 0, 8, 2, seq_len=2)
     epochs = []

@@ -1,24 +1,23 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from components.errors import UserError
-from datamodules.tokenizer import load_tokenizer, train_tokenizer
+from datamodules.tokenizer import ENOUGH_IDS, check_vocabulary, load_tokenizer, train_tokenizer
+from tests.support import SAMPLE, needs_sample
 
-PUBLISHED = Path(__file__).parents[3] / "shared/fineweb_sample/tokenizers/fineweb_1024_bpe.model"
-needs_published = pytest.mark.skipif(
-    not PUBLISHED.is_file(), reason="needs the published tokenizer of ../shared/fineweb_sample"
-)
+PUBLISHED = SAMPLE / "tokenizers/fineweb_1024_bpe.model"
 
 
-@needs_published
+@needs_sample
 def test_load_published() -> None:
     tokenizer = load_tokenizer(PUBLISHED, vocab_size=1024)
     assert tokenizer.Decode(tokenizer.Encode("It depends.")) == "It depends."
 
 
-@needs_published
+@needs_sample
 def test_another_vocabulary_size() -> None:
     with pytest.raises(UserError, match=r"fineweb_1024_bpe\.model has 1024 pieces where 2048 are configured"):
         load_tokenizer(PUBLISHED, vocab_size=2048)
@@ -37,7 +36,15 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
         load_tokenizer(path, vocab_size=1024)
 
 
-@needs_published
+def test_a_long_text_that_never_uses_half_of_the_vocabulary_is_refused() -> None:
+    ids = np.full(ENOUGH_IDS, 5, dtype=np.uint16)
+    with pytest.raises(UserError, match=r"validation shards in data use no id above 5 of a vocabulary of 12"):
+        check_vocabulary(ids, 12, Path("data"))
+    check_vocabulary(ids, 11, Path("data"))  # 5 is in the upper half
+    check_vocabulary(ids[1:], 12, Path("data"))  # too short to tell
+
+
+@needs_sample
 def test_training_uses_the_published_options(tmp_path: Path) -> None:
     documents = [b"It depends: 2024 kettles, h\xc3\xa9 and the \xef\xbc\xa1 of the thing. " * 9]
     train_tokenizer(documents, 300, tmp_path / "tokenizer.model")

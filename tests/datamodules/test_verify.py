@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from components.errors import UserError
 from datamodules import verify
 from datamodules.prepare import prepare
 from datamodules.shards import find_shards, open_shard, write_shard
+from datamodules.tokenizer import load_tokenizer
 from datamodules.verify import report_table, verify_folder
+from tests.support import ROOT, SAMPLE, needs_sample
 
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT.parent / "shared" / "fineweb_sample"
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil 12 kettles of tea"
 WORDS = TEXT.split()
 DOCUMENTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(20 + i)).encode() for i in range(30)]
@@ -53,7 +54,7 @@ def test_a_prepared_folder_is_trusted(folder: Path) -> None:
     assert val.text_bytes == sum(map(len, DOCUMENTS[:5]))
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="needs ../shared/fineweb_sample")
+@needs_sample
 def test_the_published_sample_is_trusted() -> None:
     (train, val), problems = verify_folder(
         SAMPLE / "datasets/fineweb10B_sp1024", SAMPLE / "tokenizers/fineweb_1024_bpe.model"
@@ -61,6 +62,39 @@ def test_the_published_sample_is_trusted() -> None:
     assert problems == []
     assert (train.num_tokens, train.num_documents) == (628_457, 200)
     assert (val.num_tokens, val.num_documents, val.text_bytes) == (131_072, 109, 315_257)
+
+
+@needs_sample
+def test_the_larger_vocabulary_counts_the_same_text() -> None:
+    folder, model = SAMPLE / "datasets/fineweb10B_sp8192", SAMPLE / "tokenizers/fineweb_8192_bpe.model"
+    (train, val), problems = verify_folder(folder, model)
+    assert problems == []
+    assert (train.num_tokens, train.num_documents) == (420_724, 200)
+    assert (val.num_tokens, val.num_documents, val.text_bytes) == (85_648, 108, 313_038)
+    ids = torch.from_numpy(open_shard(find_shards(folder, "val")[0]).astype(np.int64))
+    table = verify.token_byte_table(load_tokenizer(model))
+    assert int(table.target_bytes(ids[:-1], ids[1:]).sum()) == 313_038
+
+
+@needs_sample
+@pytest.mark.parametrize(
+    ("shards", "tokenizer", "messages"),
+    [
+        (
+            8192,
+            1024,
+            [r"fineweb_(train|val)_00000\d\.bin has token id 8191, outside the tokenizer's vocabulary of 1024"] * 3,
+        ),
+        (1024, 8192, [r"sp1024 use no id above 1023 of a vocabulary of 8192, so that another tokenizer made them"]),
+    ],
+)
+def test_the_tokenizer_of_another_vocabulary(shards: int, tokenizer: int, messages: list[str]) -> None:
+    _, problems = verify_folder(
+        SAMPLE / f"datasets/fineweb10B_sp{shards}", SAMPLE / f"tokenizers/fineweb_{tokenizer}_bpe.model"
+    )
+    assert len(problems) == len(messages)
+    for problem, message in zip(problems, messages, strict=True):
+        assert re.search(message, problem)
 
 
 def cut_shard(folder: Path) -> None:
@@ -108,7 +142,7 @@ def leak(folder: Path) -> None:
         (remove_shard, r"the train shards of .* have a gap, fineweb_train_000001\.bin is missing"),
         (remove_validation, r"no val shards"),
         (change_id, r"fineweb_train_000001\.bin has token id 300, outside the tokenizer's vocabulary of 300"),
-        (leak, r"1 of 5 validation documents stand in the train shards too"),
+        (leak, r"1 of 5 validation documents are in the train shards too"),
     ],
 )
 def test_what_a_run_could_not_trust(folder: Path, spoil: Callable[[Path], None], message: str) -> None:

@@ -15,13 +15,13 @@ from components.gpt import GPT
 from components.public_artifact import write_public_artifact
 from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
-# What Lightning opens before it asks for the data; none of it is a result.
+# What Lightning creates before it asks for the data; none of it is a result.
 LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "train.log")
 
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[[list[Any]], str]:
-    """Run a command that must fail as it should, and give its sentence."""
+    """Run a command that must fail with a one-sentence error, and return the sentence."""
 
     def refused(arguments: list[Any]) -> str:
         with pytest.raises(SystemExit) as exit:
@@ -97,7 +97,7 @@ def test_a_damaged_shard(
     assert "download or prepare it again" in sentence
 
 
-# A step reads 1,032 ids, so that the last of these comes up in the ninth.
+# A step reads 1,032 ids, so the last of these positions is read in the ninth step.
 @pytest.mark.parametrize(("shard", "position"), [(val_shard, 500), (train_shard, 20), (train_shard, 9000)])
 def test_a_token_id_outside_the_vocabulary(
     shard: Callable[[Path], Path], position: int, refused: Refused, data_folder: Path, tmp_path: Path
@@ -105,7 +105,7 @@ def test_a_token_id_outside_the_vocabulary(
     ids = np.fromfile(shard(data_folder), dtype="<u2")[512:]
     ids[position] = 1024
     write_shard(shard(data_folder), ids)
-    # No checkpoint, which would rightly be kept, before a step that reads ahead to the id.
+    # Without checkpoints: one saved before the id is read would rightly be kept.
     settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.enable_checkpointing": "false"}
     sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
     assert f"token id 1024 at position {position} of {shard(data_folder)} is outside the vocabulary of 1024" in sentence
@@ -154,7 +154,7 @@ def test_a_stride_of_0_or_over_the_window(
     assert not (tmp_path / "runs").exists()
 
 
-def test_fewer_validation_ids_than_two(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+def test_fewer_than_two_validation_ids(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
     write_shard(val_shard(data_folder), np.array([5]))
     sentence = refused(fit_arguments(data_folder, tmp_path / "runs"))
     assert f"The validation shards in {data_folder} hold 1 ids" in sentence
@@ -190,7 +190,7 @@ def stored(network: GPT) -> dict[str, Any]:
     ],
     ids=["half", "six bytes", "empty", "foreign", "flipped bit", "longer", "foreign zstd"],
 )
-def test_an_artifact_that_is_corrupt_truncated_or_foreign(
+def test_a_corrupt_truncated_or_foreign_artifact(
     change: Callable[[bytes], bytes],
     reason: str,
     artifact: Path,
@@ -206,7 +206,7 @@ def test_an_artifact_that_is_corrupt_truncated_or_foreign(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_artifact_that_does_not_exist(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+def test_a_missing_artifact(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "missing.golf", data_folder):
         sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
         assert f"{path} cannot be read" in sentence
@@ -230,7 +230,7 @@ def test_a_public_artifact_of_another_network(refused: Refused, data_folder: Pat
 
 
 @pytest.mark.parametrize("settings", [{"num_experts": 8}, {"num_layers": "three"}])
-def test_an_artifact_of_a_network_that_this_program_does_not_know(
+def test_an_artifact_of_an_unknown_network(
     settings: dict[str, Any], artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.golf"
@@ -240,7 +240,7 @@ def test_an_artifact_of_a_network_that_this_program_does_not_know(
     assert f"{path} describes a network that this program does not know" in sentence
 
 
-def test_an_artifact_that_describes_an_impossible_network(
+def test_an_artifact_of_an_impossible_network(
     artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.golf"
@@ -259,9 +259,7 @@ def test_the_record_run_on_a_machine_without_a_gpu(command: str, refused: Refuse
     assert not (tmp_path / "runs").exists()
 
 
-def test_more_gpus_are_asked_for_than_there_are(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_gpus_than_the_machine_has(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = ROOT / "configs" / "record_10l.yaml"
@@ -274,7 +272,7 @@ def test_more_gpus_are_asked_for_than_there_are(
 def test_zstandard_is_missing(
     command: str, artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)  # an import of it fails now
+    monkeypatch.setitem(sys.modules, "zstandard", None)  # makes its import fail
     fit, validate = fit_arguments(data_folder, tmp_path / "runs"), validate_arguments(data_folder, tmp_path / "runs")
     sentence = refused(fit if command == "fit" else [*validate, f"--artifact={artifact}"])
     assert "zstandard, which is not installed; run `pip install zstandard`" in sentence
@@ -291,7 +289,7 @@ def test_zstandard_is_missing(
         ([], "subcommand"),
     ],
 )
-def test_what_no_option_is_fails_with_the_parsers_own_message(
+def test_an_unknown_option_fails_with_the_parsers_own_message(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -303,7 +301,7 @@ def test_what_no_option_is_fails_with_the_parsers_own_message(
 
 @pytest.mark.parametrize("command", [fit_arguments, validate_arguments])
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_checkpoint_that_is_missing_or_none(
+def test_a_missing_or_foreign_checkpoint(
     missing: bool, command: Callable[..., list[str]], refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "some.ckpt"
@@ -334,7 +332,7 @@ def test_a_runs_folder_that_is_a_file(refused: Refused, data_folder: Path, tmp_p
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
         sentence = refused(fit_arguments(data_folder, folder))
-        assert f"The runs folder {folder} cannot be made" in sentence
+        assert f"The runs folder {folder} cannot be created" in sentence
         assert "trainer.default_root_dir" in sentence
 
 
@@ -368,7 +366,7 @@ def test_weights_that_cannot_be_exported(refused: Refused, data_folder: Path, tm
     assert "lower learning rate" in sentence
 
 
-def test_a_process_prints_the_sentence_alone_and_exits_with_1(tmp_path: Path) -> None:
+def test_a_process_prints_only_the_sentence_and_exits_with_1(tmp_path: Path) -> None:
     missing = tmp_path / "tokenizer.model"
     result = run("cli.py", "fit", "--trainer.accelerator=cpu", f"--data.tokenizer_path={missing}")
     assert result.returncode == 1

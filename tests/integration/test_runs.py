@@ -54,7 +54,7 @@ SUMMARY_KEYS = {
 }
 
 
-def test_a_run_crosses_every_phase_and_its_file_scores_the_same_in_a_fresh_process(
+def test_a_run_goes_through_every_phase_and_its_file_scores_the_same_in_a_fresh_process(
     data_folder: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -63,13 +63,13 @@ def test_a_run_crosses_every_phase_and_its_file_scores_the_same_in_a_fresh_proce
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["phases_missed"] == []
     assert summary["step_stop"] == 12
-    assert summary["warmdown_start_step"] == 5  # 12 - 8 steps is where the multiplier is 1 still
+    assert summary["warmdown_start_step"] == 5  # at step 12 - 8 = 4 the multiplier is still 1
     assert (summary["qat_start_step"], summary["qat_steps"]) == (9, 3)  # 8 / 12 is under 0.7, 9 / 12 is not
     assert summary["snapshots_averaged"] == 2  # after steps 10 and 12, whose multipliers were 3/8 and 1/8
     assert summary["tokens_seen"] == 12 * 1024
     assert summary["tokens_scored"] == 999
     assert summary["bytes_total"] == summary["bytes_model"] + summary["bytes_code"]
-    # 8 spans of 128 + 1 ids a step
+    # 8 spans of 128 + 1 ids per step
     assert summary["train_positions"] == [0, 12 * 8 * 129]
     assert summary["train_shards"] == ["fineweb_train_000000.bin"]
     log = (runs / "lightning_logs" / "version_0" / "train.log").read_text().splitlines()
@@ -151,7 +151,7 @@ def test_two_ranks_train_and_score_as_one(launcher: str, data_folder: Path, tmp_
     for curve in ("train_loss", "val_loss"):
         values = scalars_of(tmp_path / "one", curve)
         assert len(values) >= 2
-        # Newton-Schulz rounds to bfloat16, and batches of another size round otherwise.
+        # Newton-Schulz rounds to bfloat16, and batches of another size round differently.
         assert scalars_of(tmp_path / "two", curve) == pytest.approx(values, abs=5e-3)
     assert scalars_of(tmp_path / "two", "train_loss")[1] == pytest.approx(scalars_of(tmp_path / "one", "train_loss")[1])
     for key in ("val_bpb", "pre_quant_val_bpb"):
@@ -165,7 +165,7 @@ def test_two_ranks_train_and_score_as_one(launcher: str, data_folder: Path, tmp_
     assert summary_of(tmp_path / "validate")["val_bpb"] == pytest.approx(two["val_bpb"], abs=1e-6)
 
 
-def test_all_ranks_stop_at_one_step_within_the_budget(data_folder: Path, tmp_path: Path) -> None:
+def test_all_ranks_stop_at_the_same_step_within_the_budget(data_folder: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cli import main; t = main(sys.argv[1:]).trainer; "
         "Path(__file__).with_name(f'rank_{t.global_rank}.step').write_text(str(t.global_step))"
@@ -183,7 +183,7 @@ def test_all_ranks_stop_at_one_step_within_the_budget(data_folder: Path, tmp_pat
 
 @pytest.mark.parametrize("stop", [5, 10])
 def test_a_resumed_run_ends_with_the_same_weights(stop: int, data_folder: Path, tmp_path: Path) -> None:
-    # After 5 steps nothing has happened but training; after 10, QAT is on and a snapshot taken.
+    # After 5 steps only training has happened; after 10, QAT is on and a snapshot has been taken.
     whole = main(fit_arguments(data_folder, tmp_path / "whole"))
     checkpoint = [
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
@@ -201,8 +201,8 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int, data_folder: Path, 
         assert one[key] == two[key]
 
 
-def test_a_run_goes_on_under_another_number_of_ranks(data_folder: Path, tmp_path: Path) -> None:
-    # 5 steps of two ranks are 20 micro-batches of a rank: no multiple of the 8 that one rank accumulates.
+def test_a_run_resumes_with_another_number_of_ranks(data_folder: Path, tmp_path: Path) -> None:
+    # 5 steps of two ranks are 20 micro-batches per rank, not a multiple of the 8 that one rank accumulates.
     two_ranks = fit_arguments(data_folder, tmp_path / "two", **{"trainer.val_check_interval": 24})
     checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=5"]
     result = _two_ranks("lightning", [*two_ranks, *checkpoint, "--trainer.callbacks.save_top_k=-1"])
@@ -237,8 +237,8 @@ def test_an_interrupt_ends_the_run_without_a_half_written_file(data_folder: Path
 
 
 @needs_compiler
-def test_a_compiled_run_switches_to_qat_without_compiling_anything_more(data_folder: Path, tmp_path: Path) -> None:
-    # CompileWarmup sets fail_on_recompile: a graph that were missing would end the run with an error.
+def test_a_compiled_run_switches_to_qat_without_further_compilation(data_folder: Path, tmp_path: Path) -> None:
+    # CompileWarmup sets fail_on_recompile, so a missing graph would end the run with an error.
     settings = {"model.num_layers": 1, "trainer.max_steps": 6, "schedule.warmdown_steps": 4}
     main(fit_arguments(data_folder, tmp_path / "eager", **settings))
     main(fit_arguments(data_folder, tmp_path / "compiled", **settings, **{"model.compile": "true"}))

@@ -43,7 +43,7 @@ def test_the_folder_holds_what_the_challenge_asks_for(made: Made) -> None:
     assert "+" not in requirements
 
 
-def test_runs_and_sweeps_pack_alike_and_moved_ones_too(made: Made, tmp_path: Path) -> None:
+def test_runs_and_sweeps_pack_alike_even_if_moved(made: Made, tmp_path: Path) -> None:
     moved = shutil.copytree(made.sweep, tmp_path / "elsewhere")
     runs = [str(moved / f"seed{seed}/fit/lightning_logs/version_0") for seed in (1337, 42)]
     one, two = pack_again(made, tmp_path / "a", str(moved)), pack_again(made, tmp_path / "b", *runs)
@@ -52,7 +52,7 @@ def test_runs_and_sweeps_pack_alike_and_moved_ones_too(made: Made, tmp_path: Pat
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_nothing_is_written_over_or_left_half_written(
+def test_nothing_is_overwritten_or_left_half_written(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="exists already"):
@@ -74,7 +74,7 @@ def test_runs_that_do_not_belong_together_are_refused(made: Made, tmp_path: Path
         pack_again(made, tmp_path / "out", str(run), str(other))
 
 
-def test_a_folder_that_is_no_finished_run_is_refused(made: Made, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_finished_run_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the version_N folder"):
         pack_again(made, tmp_path / "out", str(tmp_path))
     run = Path(shutil.copytree(made.sweep / "seed42/fit/lightning_logs/version_0", tmp_path / "run"))

@@ -21,7 +21,7 @@ RECORD_CONFIG = (ROOT / "configs" / "record_10l.yaml").read_text()
 
 
 def run_alone(folder: Path, *command: str) -> str:
-    """Run Python in a folder, with nothing of the project in reach."""
+    """Run Python in a folder, with nothing of the project on its path."""
     scrubbed = ("PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in scrubbed}
     result = subprocess.run(
@@ -48,12 +48,12 @@ def test_the_record_script_is_within_its_size_and_shows_the_network() -> None:
     ast.parse(packed.text)
 
 
-def test_what_fit_and_validate_need_is_in_it_and_nothing_else() -> None:
+def test_it_holds_what_fit_and_validate_need_and_nothing_else() -> None:
     files = needed_files()
     assert {"cli.py", "callbacks/export.py", "components/rans.py", "datamodules/__init__.py"} <= set(files)
     for other in ("download", "prepare", "corpus", "verify", "documents"):
         assert f"datamodules/{other}.py" not in files
-    assert not [file for file in files if file.startswith("records/")]  # which cli.py imports where it counts code
+    assert not [file for file in files if file.startswith("records/")]  # which cli.py imports only to count code
     imported = {
         alias.split(".")[0]
         for file in files
@@ -63,7 +63,7 @@ def test_what_fit_and_validate_need_is_in_it_and_nothing_else() -> None:
         )
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    imported -= {"records"}  # where cli.py counts the code, which a packed script does by itself
+    imported -= {"records"}  # cli.py counts code with it; a packed script counts itself
     foreign = imported - set(sys.stdlib_module_names) - {file.split("/")[0].removesuffix(".py") for file in files}
     assert foreign <= {*REQUIREMENTS}
 
@@ -74,14 +74,14 @@ def test_clear_text_makes_room_for_the_artifact() -> None:
 
 
 def test_an_artifact_that_leaves_no_room_for_the_script_is_an_error() -> None:
-    with pytest.raises(UserError, match="beside an artifact of 15,980,000 bytes 20,000 are left"):
+    with pytest.raises(UserError, match="an artifact of 15,980,000 bytes leaves 20,000"):
         build_script(RECORD_CONFIG, 15_980_000)
 
 
 def test_the_script_holds_the_classes_that_the_configuration_names() -> None:
     named = {"averaging": {"class_path": "datamodules.corpus.Topic", "init_args": {}}}
     packed = build_script(yaml.safe_dump({**yaml.safe_load(RECORD_CONFIG), **named}))
-    # With what they import themselves.
+    # Together with what they import.
     assert {"datamodules/corpus.py", "datamodules/prepare.py"} <= {*packed.readable, *packed.packed}
     assert "datamodules/corpus.py" not in build_script(RECORD_CONFIG).text
 
@@ -134,7 +134,7 @@ def test_stripping_keeps_the_code_and_what_help_shows() -> None:
     assert not re.search(r"\n\s*\n", stripped.replace("a\n\n    b", "").replace("Settings.\n\n    Args", ""))
 
 
-def test_every_module_means_the_same_without_its_comments() -> None:
+def test_stripping_does_not_change_any_module() -> None:
     for file in needed_files():
         whole, stripped = (
             ast.dump(_without_docstrings(ast.parse(source)))
@@ -151,7 +151,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def test_what_nothing_names_is_dropped_until_all_is_named() -> None:
+def test_unused_definitions_are_removed_until_none_is_left() -> None:
     sources = {
         "cli.py": "import a\ndef main():\n    a.used()\n",
         "a.py": "def used():\n    return used\n@decorated\ndef unused():\n    return helper()\ndef helper(): ...\n",
@@ -160,7 +160,7 @@ def test_what_nothing_names_is_dropped_until_all_is_named() -> None:
     assert "def unused" in shake(sources, "class_path: a.unused")["a.py"]
 
 
-def test_the_script_alone_runs_under_torchrun_and_counts_itself(made: Made, tmp_path: Path) -> None:
+def test_the_script_alone_runs_under_torchrun_and_counts_its_own_bytes(made: Made, tmp_path: Path) -> None:
     shutil.copy(made.folder / "train_gpt.py", tmp_path)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_gpt.py"]
     run_alone(tmp_path, *torchrun, "--trainer.max_steps=4", "--schedule.warmdown_steps=2")
@@ -175,7 +175,7 @@ def test_the_script_alone_explains_its_settings_and_unpacks(made: Made, tmp_path
     shown = " ".join(run_alone(tmp_path, "train_gpt.py", "fit", "--help").split())
     for setting in ("--model.num_layers", "--late_qat.start_fraction", "--data.train_batch_tokens"):
         assert setting in shown
-    for meaning in ("Transformer blocks; the first half", "Share of the budget", "Tokens of an optimizer step"):
+    for meaning in ("Transformer blocks; the first half", "Fraction of the budget", "Tokens of an optimizer step"):
         assert meaning in shown
     run_alone(tmp_path, "train_gpt.py", "unpack", "sources")
     assert (tmp_path / "sources" / "components" / "gpt.py").read_text() == (ROOT / "components/gpt.py").read_text()

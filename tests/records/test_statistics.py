@@ -46,18 +46,18 @@ def test_welch_of_a_hand_worked_example() -> None:
     assert comparison.holds is True
 
 
-def test_the_rule_asks_that_the_margin_itself_be_shown() -> None:
+def test_the_rule_tests_against_the_margin() -> None:
     baseline = [1.9634, 1.9640, 1.9637]
     barely = compare([x - 0.0055 for x in baseline], baseline)
     assert barely.improvement == pytest.approx(0.0055)
     assert barely.p_better is not None
-    assert barely.p_better < 0.01  # better, surely
-    assert barely.holds is False  # but by 0.005, not surely
+    assert barely.p_better < 0.01  # significantly better than the baseline
+    assert barely.holds is False  # but not significantly by 0.005
     assert compare([x - 0.0080 for x in baseline], baseline).holds is True
     assert compare([x - MARGIN_NATS / 2 for x in baseline], baseline).holds is False
 
 
-def test_a_worse_mean_never_holds() -> None:
+def test_a_worse_mean_never_meets_the_rule() -> None:
     worse = compare([2.1, 2.1001, 2.1002], [2.0, 2.0001, 2.0002])
     assert worse.improvement < 0
     assert worse.holds is False
@@ -72,7 +72,7 @@ def test_a_worse_mean_never_holds() -> None:
         ([1.0, 1.0], [2.0, 2.0], "neither side's seeds differ"),
     ],
 )
-def test_what_cannot_be_tested_is_not_passed(losses: list[float], baseline: list[float], why: str) -> None:
+def test_losses_that_cannot_be_tested_do_not_pass(losses: list[float], baseline: list[float], why: str) -> None:
     comparison = compare(losses, baseline)
     assert comparison.p_margin is None
     assert comparison.holds is None

@@ -1,4 +1,4 @@
-"""The sweep over a stand-in for cli.py that does at once what a run leaves behind."""
+"""The sweep, with a stand-in for cli.py that immediately writes what a run leaves behind."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def saved(config: Path) -> dict:
     return json.loads((config.parent / "sweep" / "sweep.json").read_text())
 
 
-def test_every_seed_is_fitted_and_validated_and_told_together(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_seed_is_fitted_validated_and_reported(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep_seeds(config, "--seeds", "1", "2", "3", "--baseline", "2.010", "2.011", "2.0125")
     assert calls(config) == [f"{command} {seed}" for seed in (1, 2, 3) for command in ("fit", "validate")]
     content = saved(config)
@@ -90,9 +90,11 @@ def test_finished_seeds_are_not_repeated_unless_asked(config: Path) -> None:
 
 
 @pytest.mark.parametrize(("broken", "done_again"), [("fit 2", ["fit 2", "validate 2"]), ("validate 2", ["validate 2"])])
-def test_a_failed_seed_is_said_passed_over_and_taken_up_again(config: Path, broken: str, done_again: list[str]) -> None:
+def test_a_failed_seed_is_reported_skipped_and_retried(config: Path, broken: str, done_again: list[str]) -> None:
     config.with_name("broken").write_text(broken)
-    with pytest.raises(UserError, match=r"1 of 3 seeds failed \(seed 2: .* ended with code 1: error: the disk is full"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 seeds failed \(seed 2: .* exited with code 1: error: the disk is full"
+    ):
         sweep_seeds(config, "--seeds", "1", "2", "3")
     assert [r["seed"] for r in saved(config)["seed_results"]] == [1, 3]
     assert "the disk is full" in saved(config)["failures"]["2"]
@@ -120,7 +122,7 @@ def test_seeds_of_another_configuration_are_not_mixed_in(config: Path) -> None:
     sweep_seeds(config, "--seeds", "1", "--again", "1")
 
 
-def test_a_file_that_scores_otherwise_in_a_fresh_process_is_a_failure(config: Path) -> None:
+def test_a_different_score_in_a_fresh_process_is_a_failure(config: Path) -> None:
     with pytest.raises(UserError, match="in a fresh process"):
         sweep_seeds(config, "--seeds", "1", "--", "--drift=1")
 
@@ -134,7 +136,7 @@ def test_each_device_gets_a_seed_at_a_time(config: Path) -> None:
     assert {line.split(" ", 2)[2] for line in lines} == {"2 0,1", "2 2,3"}
 
 
-def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no configuration"):
         sweep.main([f"--config={tmp_path / 'none.yaml'}", "--seeds", "1"])
 
@@ -151,7 +153,7 @@ def test_baselines_are_numbers_or_a_sweep_or_a_submission(tmp_path: Path) -> Non
     assert baseline_losses([str(file)]) == [1.9]
     for content in ({"val_bpb": 1.1}, {"seed_results": [{"val_bpb": 1.1}]}):
         file.write_text(json.dumps(content))
-        with pytest.raises(UserError, match="gives no val_loss"):
+        with pytest.raises(UserError, match="does not give a val_loss"):
             baseline_losses([str(file)])
     with pytest.raises(UserError, match="neither numbers nor one file"):
         baseline_losses(["1.9", "x"])

@@ -123,5 +123,5 @@ def test_a_run_that_breaks_off_says_no_time() -> None:
 @pytest.mark.parametrize(
     "text", ["hello\nstep by step\n", "step:" + "9" * 400 + "/1 val_loss:1 val_bpb:1\n", "seed:1e5x\n", "x" * 100_000]
 )
-def test_a_text_that_says_nothing(text: str) -> None:
+def test_a_text_without_figures(text: str) -> None:
     assert parse_log(text) == TrainLog()

@@ -330,7 +330,10 @@ def test_an_artifact_of_an_unknown_format_is_said(line: str, public: Path, data:
 def test_a_public_artifact_of_another_network_is_said(public: Path, data: Path) -> None:
     verdict = verdict_of("score recomputed", public, data)
     assert verdict.state == State.UNKNOWN, verdict
-    assert "this project's network does not score it (error: model.ptz holds the weights of another network" in verdict.detail
+    assert (
+        "this project's network does not score it (error: model.ptz holds the weights of another network"
+        in verdict.detail
+    )
 
 
 @pytest.fixture(scope="module")

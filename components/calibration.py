@@ -1,0 +1,73 @@
+"""What a network's products see: the second moments of their inputs, by which a calibrated quantizer weighs errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from components.gpt import GPT
+from components.layers import Linear
+
+
+@torch.no_grad()
+def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The Hessian of each product's squared error with respect to a row of its weight, but for a factor of 2.
+
+    ``H = sum x x^T / batches`` over the product's inputs x at all positions of all ranks' batches; a layer that runs
+    several times a pass sums over its runs. Source: Frantar et al., GPTQ, arXiv 2210.17323.
+
+    One eager pass, whether or not the network is compiled, that keeps no inputs. Under autocast the inputs are of its
+    dtype; the sums are of the weights', float32.
+
+    Args:
+        network: The network.
+        batches: This rank's ids, int64 [B, T] on the network's device; a rank may have none if another has some.
+
+    Returns:
+        float32 [inputs, inputs] on the network's device, the same on every rank, by the name of the weight: of every
+        linear layer, and of the head, which is the token table where they are tied.
+    """
+    linears = {name: module for name, module in network.named_modules() if isinstance(module, Linear)}
+    head_name, head = ("tok_emb", network.tok_emb) if network.lm_head is None else ("lm_head", network.lm_head)
+    sums = {f"{name}.weight": _zeros(module.weight) for name, module in (linears | {head_name: head}).items()}
+    num_batches = torch.zeros((), device=head.weight.device)
+    with _summed({module: sums[f"{name}.weight"] for name, module in linears.items()}):
+        for ids_BT in batches:
+            _add(sums[f"{head_name}.weight"], network.head_input(ids_BT, ids_BT.size(1)))
+            num_batches += 1
+    if dist.is_initialized():
+        for total in (num_batches, *sums.values()):
+            dist.all_reduce(total)
+    assert num_batches > 0, "there must be a batch to calibrate on"
+    return {name: total / num_batches for name, total in sums.items()}
+
+
+@contextmanager
+def _summed(sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Add the inputs of modules to their sums, whenever one of them runs."""
+
+    def add_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        _add(sums[module], inputs[0])
+
+    hooks = [module.register_forward_pre_hook(add_input) for module in sums]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.size(1), weight.size(1))
+
+
+def _add(total: Tensor, inputs: Tensor) -> None:
+    """Add ``x x^T`` of every position to a sum, in the sum's dtype."""
+    x_NC = inputs.flatten(0, -2).to(total.dtype)
+    with torch.autocast(total.device.type, enabled=False):
+        total.addmm_(x_NC.T, x_NC)
