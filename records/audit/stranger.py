@@ -1,0 +1,116 @@
+"""What the audit lets a script that it audits do in a child: be imported, build its network, score an artifact.
+
+    python -I stranger.py import SCRIPT SETTINGS
+    python -I stranger.py run SCRIPT ARGUMENTS...
+
+SETTINGS, as JSON, are those of the network that a script of this project's leaves to the tokenizer.
+
+The script runs in this process and can say whatever it likes in this process's name: all that comes from here is the
+script's word. The report goes to the descriptor that REPORT names, behind a secret that the audit gave on standard
+input, so that at least nothing is taken for it by accident.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+
+def stand_in():  # type: ignore[no-untyped-def]
+    """Put stand-ins where packages are missing; by path, since nothing beside this file is to be importable."""
+    spec = importlib.util.spec_from_file_location("stand_ins", Path(__file__).with_name("stand_ins.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.install()
+
+
+def refuse_network() -> None:
+    """Raise wherever this process connects, sends or asks for an address, and so say what was asked for."""
+
+    def hook(event, arguments):  # type: ignore[no-untyped-def]
+        if event == "socket.getaddrinfo" or (
+            event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(arguments[1], tuple)
+        ):
+            raise PermissionError("the audit refuses the network")
+
+    sys.addaudithook(hook)
+
+
+def import_script(path):  # type: ignore[no-untyped-def]
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("train_gpt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_gpt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_network(script, settled):  # type: ignore[no-untyped-def]
+    """The script's network and its settings: of this project's configuration, or of a foreign script's classes."""
+    if hasattr(script, "SOURCES"):
+        gpt = importlib.import_module("components.gpt")
+        settings = importlib.import_module("yaml").safe_load(script.CONFIG)["model"]
+        settings = {name: settled.get(name) if value is None else value for name, value in settings.items()}
+        settings = {name: value for name, value in settings.items() if name not in ("compile", "optimizer")}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return gpt.GPT(gpt.GPTConfig(**settings)), settings
+    if not hasattr(script, "GPT") or not hasattr(script, "Hyperparameters"):
+        raise LookupError("the script has no classes GPT and Hyperparameters")
+    given = script.Hyperparameters()
+    wanted = inspect.signature(script.GPT).parameters
+    settings = {name: getattr(given, name) for name in wanted if hasattr(given, name)}
+    if len(wanted) == 1 and not settings:  # later scripts hand all of them over at once
+        plain = {name: getattr(given, name) for name in dir(given) if not name.startswith("_")}
+        return script.GPT(given), {name: x for name, x in plain.items() if isinstance(x, bool | int | float | str)}
+    return script.GPT(**settings), settings
+
+
+def report_import(path: str, settled: str) -> dict:
+    """Seconds to import, the network's settings, its parameters, and its loss on random ids; or why not."""
+    started = time.perf_counter()
+    used = stand_in()
+    try:
+        script = import_script(path)
+        if hasattr(script, "SOURCES"):
+            importlib.import_module("cli")
+    except ModuleNotFoundError as error:
+        return {"missing": error.name, "why_not": str(error)}
+    except Exception as error:  # a foreign script may fail in any way, and the audit then says which
+        return {"why_not": f"{type(error).__name__}: {error}"}
+    report: dict = {"seconds": time.perf_counter() - started, "stand_ins": used}
+    try:
+        torch = importlib.import_module("torch")
+        torch.manual_seed(0)
+        network, settings = build_network(script, json.loads(settled))
+        report["settings"] = settings
+        report["num_params"] = sum(p.numel() for p in network.parameters())
+        ids = torch.randint(settings["vocab_size"], (2, 257))
+        with torch.no_grad():
+            report["initial_loss"] = float(network.float()(ids[:, :-1], ids[:, 1:]).mean())
+    except Exception as error:
+        report["no_network"] = f"{type(error).__name__}: {error}"
+    return report
+
+
+if __name__ == "__main__":
+    secret = sys.stdin.readline().strip()
+    sys.stdin.close()
+    refuse_network()
+    job, *words = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
+    if job == "run":
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        line = json.dumps([secret, report_import(*words)]) + "\n"
+        with open(int(os.environ["REPORT"]), "w") as channel:
+            channel.write(line)
