@@ -32,8 +32,8 @@ def layer_order(num_layers: int, loop_start: int, loop_end: int, num_loops: int)
 
     Halves are of steps, not of layers: a layer that is run again may stand in both. The encoder has the smaller half.
     """
-    looped = range(loop_start, loop_end + 1)
-    order = [*range(loop_end + 1), *(num_loops * [*looped]), *range(loop_end + 1, num_layers)]
+    order = list(range(num_layers))
+    order[loop_end + 1 : loop_end + 1] = num_loops * order[loop_start : loop_end + 1]
     return LayerOrder(order[: len(order) // 2], order[len(order) // 2 :])
 
 

@@ -204,7 +204,7 @@ class GPTConfig:
         if self.parallel_from is not None:
             parts.append(f"attention and MLP in parallel from layer {self.parallel_from}")
         if self.xsa_last_n:
-            parts.append(f"exclusive self attention in the last {self.xsa_last_n}")
+            parts.append(f"exclusive self attention in the last {self.xsa_last_n} layers")
         if self.gate_width:
             parts.append("gated attention heads")
         if self.rope_dims:

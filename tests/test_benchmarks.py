@@ -65,6 +65,8 @@ def test_products_per_token_of_a_hand_counted_network() -> None:
     assert products_per_token(config, 128) == 2 * linear + attention
     untied = dataclasses.replace(config, tie_embeddings=False)
     assert products_per_token(untied, 128) == 2 * linear + attention
+    looped = dataclasses.replace(config, num_loops=2)  # the only layer three times; hash table and head once
+    assert products_per_token(looped, 128) == 2 * (3 * linear - 2 * (16 * 64 + 64 * 100)) + 3 * attention
 
 
 def test_kept_for_backward_grows_with_the_tokens_alone() -> None:
