@@ -69,5 +69,4 @@ def _zeros(weight: Tensor) -> Tensor:
 def _add(total: Tensor, inputs: Tensor) -> None:
     """Add ``x x^T`` of every position to a sum, in the sum's dtype."""
     x_NC = inputs.flatten(0, -2).to(total.dtype)
-    with torch.autocast(total.device.type, enabled=False):
-        total.addmm_(x_NC.T, x_NC)
+    total.addmm_(x_NC.T, x_NC)  # in place, which autocast leaves alone
