@@ -17,8 +17,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -81,6 +82,17 @@ class RankBench:
             next(batches)
             return seconds(lambda: collections.deque(itertools.islice(batches, NUM_BATCHES), maxlen=0))
 
+    def wait(self, loader: StreamLoader) -> float:
+        """Seconds that a training loop waits for a micro-batch, at ten times the speed of the fastest GPU."""
+        step_seconds = BATCH_TOKENS / MICRO_BATCHES / (10 * NEEDED_TOKENS_PER_SECOND)
+        with closing(iter(loader)) as batches:
+            next(batches)
+            waits = []
+            for _ in range(NUM_BATCHES // 4):
+                time.sleep(step_seconds)
+                waits.append(seconds(lambda: next(batches)))
+        return median(waits)
+
     def copy(self) -> float:
         """Seconds to copy the bytes of NUM_BATCHES micro-batches from memory to memory."""
         num_ids = len(self.targets[0])
@@ -98,13 +110,16 @@ def run_rank(
 ) -> None:
     """Measure one rank among others, and send its seconds for each thing and repetition."""
     bench = RankBench(shards, rank, world_size)
-    measured: dict[str, list[float]] = {"in_order": [], "shuffled": [], "copy": []}
+    works: dict[str, Callable[[], float]] = {
+        "in_order": functools.partial(bench.read, bench.loader),
+        "shuffled": functools.partial(bench.read, bench.shuffled),
+        "copy": bench.copy,
+        "wait": functools.partial(bench.wait, bench.loader),
+        "shuffled_wait": functools.partial(bench.wait, bench.shuffled),
+    }
+    measured: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(REPEATS):
-        for name, work in (
-            ("in_order", functools.partial(bench.read, bench.loader)),
-            ("shuffled", functools.partial(bench.read, bench.shuffled)),
-            ("copy", bench.copy),
-        ):
+        for name, work in works.items():
             barrier.wait()
             measured[name].append(work())
     times.put(measured)
@@ -123,10 +138,9 @@ def measure_stream(shards: list[Path], world_size: int) -> dict[str, float]:
     for process in ranks:
         process.join()
     tokens = world_size * NUM_BATCHES * BATCH_TOKENS // MICRO_BATCHES
-    in_order, shuffled, copy = (
-        tokens / median(max(slowest) for slowest in zip(*(rank[name] for rank in measured), strict=True))
-        for name in ("in_order", "shuffled", "copy")
-    )
+    # The slowest rank is the one that the others wait for.
+    slowest = {name: median(map(max, zip(*(rank[name] for rank in measured), strict=True))) for name in measured[0]}
+    in_order, shuffled, copy = (tokens / slowest[name] for name in ("in_order", "shuffled", "copy"))
     return {
         "tokens_per_second": in_order,
         "shuffled_tokens_per_second": shuffled,
@@ -134,6 +148,8 @@ def measure_stream(shards: list[Path], world_size: int) -> dict[str, float]:
         "of_copy": in_order / copy,
         "shuffled_of_in_order": shuffled / in_order,
         "times_needed": in_order / (world_size * NEEDED_TOKENS_PER_SECOND),
+        "wait_microseconds": 1e6 * slowest["wait"],
+        "shuffled_wait_microseconds": 1e6 * slowest["shuffled_wait"],
     }
 
 
@@ -225,6 +241,10 @@ def main() -> None:
                 f"stream, ranks: {world_size}   {stream['tokens_per_second'] / 1e6:8.0f} M tokens/s   "
                 f"{stream['of_copy']:.0%} of a copy   {stream['times_needed']:.0f} times what GPUs need   "
                 f"shuffled {stream['shuffled_of_in_order']:.0%} of that"
+            )
+            print(
+                f"a step waits for it {stream['wait_microseconds']:6.0f} us, shuffled "
+                f"{stream['shuffled_wait_microseconds']:.0f} us, at ten times the speed of the fastest GPU"
             )
         drawing = measure_drawing()
         print(f"drawing an order   {drawing:8.2f} s for {sum(RECORD_SHARDS) // SEQ_LEN:,} sequences")

@@ -51,7 +51,7 @@ class TokenStream:
         self._shards = [open_shard(path) for path in self.paths]
         self._views = [shard.data for shard in self._shards]
         self._ends = list(accumulate(len(shard) for shard in self._shards))
-        self._starts = np.array([0, *self._ends[:-1]])
+        self._boundaries = np.array([0, *self._ends])
 
     def __len__(self) -> int:
         """Number of ids in all shards together."""
@@ -89,8 +89,8 @@ class TokenStream:
         Raises:
             UserError: one of these ids is outside the vocabulary.
         """
-        indices = np.searchsorted(self._ends, positions, side="right")
-        places = list(zip(indices.tolist(), (positions - self._starts[indices]).tolist(), strict=True))
+        indices = self._boundaries.searchsorted(positions, side="right") - 1
+        places = list(zip(indices.tolist(), (positions - self._boundaries[indices]).tolist(), strict=True))
         # Joining buffers takes half the time of NumPy's assignments or of its concatenation.
         joined = b"".join([self._views[index][start : start + count] for index, start in places])
         ids = np.frombuffer(joined, dtype=TOKEN_DTYPE).reshape(len(places), count)
