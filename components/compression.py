@@ -6,6 +6,9 @@ from components.errors import UserError
 
 ZSTD_LEVEL = 22
 
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""The first bytes of a zstd frame."""
+
 
 def require_zstandard() -> ModuleType:
     """The zstandard package.

@@ -21,8 +21,6 @@ from components.files import read_user_file, write_user_file
 from components.quantization import StoredTensor
 from components.storage import LARGEST_FLOAT16_TENSOR, Storage
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-"""The first bytes of a public file."""
 _PASSTHROUGH = ("passthrough", "passthrough_fp16")
 _QUANTIZED = (Storage.INT5, Storage.INT6, Storage.INT8)
 

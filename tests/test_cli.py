@@ -207,7 +207,7 @@ def test_a_class_in_a_new_file_goes_by_its_short_name(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     config = yaml.safe_load(result.stdout)
     assert config["averaging"] == {"class_path": "components.brand.Brand", "init_args": {"strength": 2.5}}
-    assert config["export"]["quantizer"] == {"class_path": "components.brand.Newest"}
+    assert config["export"]["quantizer"]["class_path"] == "components.brand.Newest"
     assert config["scorer"] == {"class_path": "components.scorer.SlidingWindows"}
 
 

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from cli import main
+from components.gpt import GPT, GPTConfig
+from components.storage import StorageRule, assign
 from tests.support import ROOT
 
 CONFIGS = ROOT / "configs"
-COMPLETE = ("record_10l",)
-OVERLAYS = ("demo", "one_gpu", "cpu")
+RUNGS = ("record_11l_ema", "record_sp4096", "record_sp8192_loop", "record_sp8192_ttt", "record_sp8192_gates")
+COMPLETE = ("record_10l", *RUNGS)
+OVERLAYS = ("demo", "one_gpu", "cpu", "tiny")
 # Not hyperparameters: options that belong to one command.
 COMMAND_OPTIONS = {"ckpt_path", "weights_only", "artifact"}
 
@@ -43,7 +47,14 @@ def test_every_file_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
-@pytest.mark.parametrize("names", [*((name,) for name in COMPLETE), *(("record_10l", name) for name in OVERLAYS)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *((name,) for name in COMPLETE),
+        *(("record_10l", name) for name in OVERLAYS),
+        *((name, "tiny") for name in RUNGS),
+    ],
+)
 def test_each_file_parses_and_sets_every_value(
     names: tuple[str, ...], command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +177,7 @@ RECIPE = {
         {"names": "blocks.*.attn.*.weight", "storage": "int6", "at_most": 0, "qat": True},
     ],
     "export.quantizer.class_path": "components.quantization.Nearest",
+    "export.quantizer.init_args.row_max_floor": 0,
     "scoring.seq_len": 2048,
     "scoring.stride": 64,
     "scoring.val_stride": 0,  # whole windows
@@ -202,3 +214,29 @@ def test_the_demo_is_the_record_at_a_small_scale(capsys: pytest.CaptureFixture[s
 def test_shared_overlays_set_no_settings_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one_gpu", "cpu"):
         assert not [key for key, _ in leaves(written(name)) if ".init_args." in key and not key.startswith("trainer.")]
+
+
+# Of the published logs, less what the project leaves out on purpose: R2 without its value embedding.
+PARAMETERS = {
+    "record_10l": (1024, 24_730_705),
+    "record_11l_ema": (1024, 26_829_913),
+    "record_sp4096": (4096, 33_844_312),
+    "record_sp8192_loop": (8192, 35_943_512),
+    "record_sp8192_ttt": (8192, 35_944_536),
+    "record_sp8192_gates": (8192, 35_945_605),
+}
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_each_record_has_the_published_number_of_parameters_and_a_rule_for_each(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed = parse(capsys, "fit", name)
+    vocab_size, num_params = PARAMETERS[name]
+    settings = {k: v for k, v in parsed["model"].items() if k in GPTConfig.__dataclass_fields__}
+    with torch.device("meta"):
+        network = GPT(GPTConfig(**{**settings, "vocab_size": vocab_size, "bos_id": 1}))
+    assert sum(p.numel() for p in network.parameters()) == num_params
+    rules = assign(network.shapes(), [StorageRule(**rule) for rule in parsed["export"]["storage"]])
+    large = {rules[n].storage for n, shape in network.shapes().items() if shape.numel() > 65_536}
+    assert large == ({"int5", "int6", "int8", "float16"} if name == "record_10l" else {"int6", "int8"})

@@ -94,7 +94,7 @@ def test_a_run_has_one_callback_of_a_kind() -> None:
     clock = Clock()
     assert find(trainer_of([Undeclared(), clock]), Clock) is clock
     for callbacks in ([], [Clock(), Clock()]):
-        with pytest.raises(AssertionError, match=f"one Clock, this one {len(callbacks)}"):
+        with pytest.raises(AssertionError, match=f"a run must have one Clock, this one has {len(callbacks)}"):
             find(trainer_of(callbacks), Clock)
 
 

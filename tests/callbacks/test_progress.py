@@ -58,7 +58,7 @@ def test_it_shows_the_seconds_of_the_budget_and_what_they_brought() -> None:
     shown = screen.getvalue().split("\r")[-1]
     assert shown.startswith("constant rate")
     assert " 50%|" in shown
-    assert "45.0/90 s" in shown
+    assert "45.0/90.0 s" in shown
     for fact in ("step=7", "loss=3.1416", "val_loss=3.2000", "val_bpb=1.9123"):
         assert fact in shown
 

@@ -47,7 +47,7 @@ def test_nothing_is_coded_as_nothing() -> None:
 def test_gaussian_weights_take_less_than_their_order_zero_entropy() -> None:
     tensors = recipe_stored(gaussian_state(2, 512, 1024, 4096))
     stored = list(tensors.values())
-    assert {tensor.storage for tensor in stored} == set(Storage)
+    assert {tensor.storage for tensor in stored} == set(Storage) - {Storage.INT7}  # which test_artifact_versions holds
     model, values = encode_tensors(stored)
     assert len(zstandard.compress(model, 22)) + len(values) < 0.999 * order_zero_bytes(stored)
     decoded = decode_tensors(forms_of(stored), model, values)

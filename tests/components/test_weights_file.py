@@ -101,7 +101,7 @@ def test_weights_of_another_type_are_named(tmp_path: Path, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize(
-    "settings", [[], 3, "text", {"num_layers": None}, {"num_layers": [2]}, {"num_layers": {"a": 1}}], ids=str
+    "settings", [[], 3, "text", {"num_layers": [None]}, {"num_layers": [2]}, {"num_layers": {"a": 1}}], ids=str
 )
 def test_settings_that_are_not_a_network_s_are_refused(tmp_path: Path, settings: object) -> None:
     content = one_value("F32", __metadata__={"settings": json.dumps(settings)})

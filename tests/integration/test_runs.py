@@ -140,7 +140,7 @@ def _two_ranks(launcher: str, arguments: list[str]) -> subprocess.CompletedProce
     return run("cli.py", *arguments)
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+@pytest.mark.parametrize("launcher", ["lightning", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_ranks_train_and_score_as_one(launcher: str, data_folder: Path, tmp_path: Path) -> None:
     main(fit_arguments(data_folder, tmp_path / "one"))
     two_ranks = fit_arguments(data_folder, tmp_path / "two", **{"trainer.val_check_interval": 24})
@@ -181,7 +181,7 @@ def test_all_ranks_stop_at_the_same_step_within_the_budget(data_folder: Path, tm
     assert str(summary_of(tmp_path)["step_stop"]) in stops.values()
 
 
-@pytest.mark.parametrize("stop", [5, 10])
+@pytest.mark.parametrize("stop", [pytest.param(5, marks=pytest.mark.slow), 10])
 def test_a_resumed_run_ends_with_the_same_weights(stop: int, data_folder: Path, tmp_path: Path) -> None:
     # After 5 steps only training has happened; after 10, QAT is on and a snapshot has been taken.
     whole = main(fit_arguments(data_folder, tmp_path / "whole"))
