@@ -131,7 +131,7 @@ def download(out: Path, variant: str, num_train_shards: int, repository: str | N
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)
     shutil.rmtree(hub.folder)
-    return fit_settings(folder, tokenizer_path, len(tokenizer))
+    return fit_settings(folder, tokenizer_path)
 
 
 def _check_json(path: Path) -> None:

@@ -90,9 +90,9 @@ class Manifest:
         ]
         if self.left_out_of_train:
             lines.append(f"left out of train, because val has them too: {self.left_out_of_train:,} documents")
-        return "\n".join([*lines, fit_settings(folder, folder / self.tokenizer.name, self.vocab_size)])
+        return "\n".join([*lines, fit_settings(folder, folder / self.tokenizer.name)])
 
 
-def fit_settings(folder: Path, tokenizer_path: Path, vocab_size: int) -> str:
+def fit_settings(folder: Path, tokenizer_path: Path) -> str:
     """The settings with which `fit` reads a data folder."""
-    return f"give to fit: --data.path {folder} --data.tokenizer_path {tokenizer_path} --model.vocab_size {vocab_size}"
+    return f"give to fit: --data.path {folder} --data.tokenizer_path {tokenizer_path}"

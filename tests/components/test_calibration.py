@@ -11,7 +11,7 @@ from components.calibration import collect_hessians
 from components.gpt import GPT
 from components.layers import Linear
 from tests.components.golden_calibration import late_batches
-from tests.components.test_ladder_golden import LATE, late_network, needs_late
+from tests.components.golden_networks import LATE, late_network, needs_late
 from tests.support import needs_compiler, needs_sample, random_ids, tiny_network
 
 LOOPED = {"loop_start": 1, "loop_end": 1, "num_loops": 2}

@@ -22,7 +22,7 @@ from components.storage import LARGEST_FLOAT16_TENSOR, Storage, StorageRule, ass
 from datamodules.shards import find_shards, open_shard
 from datamodules.tokenizer import load_tokenizer
 from tests.components.golden_calibration import late_batches
-from tests.components.test_ladder_golden import LATE, late_network, needs_late
+from tests.components.golden_networks import LATE, late_network, needs_late
 from tests.support import SAMPLE, needs_sample, random_ids, tiny_network
 
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT7: 63, Storage.INT8: 127}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from components.errors import UserError
 from components.quantization import Nearest, Quantizer, StoredTensor, fake_quantize, quantize
 from components.storage import Storage, StorageRule
-from tests.components.test_ladder_golden import MID, mean_loss, mid_network, needs_mid, read_json
+from tests.components.golden_networks import MID, mean_loss, mid_network, needs_mid, read_json
 from tests.support import needs_compiler
 
 CASES = MID / "quantiser_cases.npz"

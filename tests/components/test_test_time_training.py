@@ -1,22 +1,29 @@
 """Score-first training: nothing is trained on before it is scored, and nothing else changes by it."""
 
+import json
 import math
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from components.byte_counts import token_byte_table
 from components.errors import UserError
 from components.gpt import GPT
 from components.scorer import SlidingWindows
-from components.scoring import Score, WindowLoader
+from components.scoring import Chunk, Score, WindowLoader
 from components.test_time_training import ScoreFirstTraining
-from tests.support import bytes_by_id, random_ids, tiny_network
+from datamodules.shards import find_shards, open_shard
+from datamodules.tokenizer import load_tokenizer
+from tests.components.golden_networks import LATE, late_network, needs_late
+from tests.support import SAMPLE, bytes_by_id, needs_sample, random_ids, tiny_network
 
 SEQ_LEN, STRIDE, CHUNK = 16, 4, 64
+TTT = json.loads((LATE / "eval.json").read_text())["ttt"] if LATE.is_dir() else [{"epochs": 0, "chunk_tokens": 0}]
 SETTINGS = {"chunk_tokens": CHUNK, "epochs": 2, "lr": 0.05, "batch_seqs": 3}
 
 
@@ -182,3 +189,52 @@ def test_a_chunk_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(UserError, match=r"scorer\.chunk_tokens is 64, too few for a sequence of scoring\.seq_len 65"):
         ScoreFirstTraining(chunk_tokens=64).check(65)
     ScoreFirstTraining(chunk_tokens=64).check(64)
+
+
+def dequantized_late_network() -> GPT:
+    """The late record's network with the weights that its script quantized and read back."""
+    network = late_network()
+    arrays = np.load(LATE / "quantised.npz")
+    state = network.state_dict()
+    for name in state:
+        if f"{name}.q" in arrays:
+            scales = torch.from_numpy(arrays[f"{name}.scale"]).float()
+            state[name] = torch.from_numpy(arrays[f"{name}.q"]).float() * scales[:, None]
+    network.load_state_dict(state)
+    return network
+
+
+@needs_late
+@needs_sample
+@pytest.mark.parametrize(
+    "case", range(len(TTT)), ids=lambda i: f"{TTT[i]['epochs']} epochs of {TTT[i]['chunk_tokens']}"
+)
+def test_the_late_records_scores(case: int) -> None:
+    golden = TTT[case]
+    [shard] = find_shards(SAMPLE / "datasets" / "fineweb10B_sp1024", "val")
+    tokenizer = load_tokenizer(SAMPLE / "tokenizers" / "fineweb_1024_bpe.model")
+    windows = WindowLoader(
+        torch.from_numpy(open_shard(shard)[: golden["tokens"]].astype("int64")),
+        token_byte_table(tokenizer),
+        seq_len=golden["seq_len"],
+        stride=golden["stride"],
+        windows_per_batch=16,
+        device=torch.device("cpu"),
+    )
+    scorer = Keeping(**{name: golden[name] for name in ("chunk_tokens", "epochs", "lr", "momentum", "batch_seqs")})
+    score = scorer.score(dequantized_late_network(), windows)
+    tolerance = 1e-3 if golden["epochs"] else 1e-4
+    assert score.bits_per_byte == pytest.approx(golden["val_bpb"], abs=tolerance)
+    for name, (total, squares) in golden.get("param_sums_after", {}).items():
+        trained = scorer.trained[name].double()
+        assert float(trained.square().sum()) == pytest.approx(squares, rel=1e-3), name
+        # Sums of both signs cancel: a thousandth of what they would be if they did not.
+        assert float(trained.sum()) == pytest.approx(total, abs=1e-3 * float(trained.abs().sum())), name
+
+
+class Keeping(ScoreFirstTraining):
+    """Keeps what the last training left, before the network has its own weights again."""
+
+    def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk, is_last: bool) -> None:
+        super().after_chunk(network, windows, chunk, is_last)
+        self.trained = {name: p.detach().clone() for name, p in network.named_parameters()}

@@ -77,7 +77,7 @@ def test_everything_takes_its_name(hub: StandInHub, tmp_path: Path) -> None:
     assert files_under(tmp_path) == without_manifest(hub.files)
     assert settings == (
         f"give to fit: --data.path {tmp_path}/datasets/fineweb10B_sp300 "
-        f"--data.tokenizer_path {tmp_path}/tokenizers/fineweb_300_bpe.model --model.vocab_size 300"
+        f"--data.tokenizer_path {tmp_path}/tokenizers/fineweb_300_bpe.model"
     )
     assert not (tmp_path / ".downloading").exists()
 

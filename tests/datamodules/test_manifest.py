@@ -66,8 +66,8 @@ def test_any_file_that_is_gone_or_changed_is_noticed(folder: Path, name: str, sp
 
 def test_the_report_counts_and_says_what_to_give_to_fit(folder: Path) -> None:
     manifest = read(folder)
-    settings = f"--data.path {folder} --data.tokenizer_path {folder}/tokenizer.model --model.vocab_size 300"
-    assert fit_settings(folder, folder / "tokenizer.model", 300) == f"give to fit: {settings}"
+    settings = f"--data.path {folder} --data.tokenizer_path {folder}/tokenizer.model"
+    assert fit_settings(folder, folder / "tokenizer.model") == f"give to fit: {settings}"
     assert manifest.report(folder).splitlines() == [
         "val: 2 documents, 30 tokens, shards: 1, 99 bytes of text",
         "train: 5,000 documents, 60,000 tokens, shards: 1, 180,000 bytes of text",

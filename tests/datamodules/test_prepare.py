@@ -57,7 +57,7 @@ def test_command_trains_a_vocabulary_of_8192(tmp_path: Path) -> None:
     command = ("-m", "datamodules.prepare", str(SAMPLE / "docs.jsonl"), "--out", str(tmp_path), "--val-docs", "60")
     done = run(*command, "--vocab-size", "8192")
     assert done.returncode == 0, done.stderr
-    assert "--model.vocab_size 8192" in done.stdout
+    assert f"--data.tokenizer_path {tmp_path}/tokenizer.model" in done.stdout
     (_, val), problems = verify_folder(tmp_path, tmp_path / "tokenizer.model")
     assert problems == []
     assert val.num_documents == 60
@@ -208,4 +208,4 @@ def test_command_trains_a_tokenizer_of_1024_pieces_unless_told(tmp_path: Path) -
     (tmp_path / "words.txt").write_bytes(b" ".join(bytes(word) for word in letters))
     result = command(tmp_path / "words.txt", "--out", tmp_path / "out", "--val-docs", 0)
     assert result.returncode == 0, result.stderr
-    assert b"--model.vocab_size 1024" in result.stdout
+    assert b"--data.tokenizer_path" in result.stdout
