@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from components.gpt import GPT, GPTConfig
@@ -45,3 +47,14 @@ def load(network: GPT, golden: Path) -> GPT:
     public = load_file(golden / "weights.safetensors")
     network.load_state_dict({name: public[name].float() for name in network.state_dict()})
     return network
+
+
+@functools.cache
+def batch(golden: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays = np.load(golden / "forward.npz")
+    return tuple(torch.from_numpy(arrays[name]).long() for name in ("input_ids", "target_ids"))
+
+
+def mean_loss(network: GPT, golden: Path) -> float:
+    with torch.no_grad():
+        return network(*batch(golden)).mean().item()

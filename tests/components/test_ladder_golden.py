@@ -1,14 +1,11 @@
 """The ladder's techniques against numbers of the public records' own functions: forward, gradients and training."""
 
-import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from components.gpt import GPT
 from components.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon
 from components.optimizer import OptimizerConfig, build_optimizer
 from datamodules.shards import find_shards, open_shard
@@ -17,7 +14,9 @@ from tests.components.golden_networks import (
     LATE,
     MID,
     TOP,
+    batch,
     late_network,
+    mean_loss,
     mid_network,
     needs_late,
     needs_mid,
@@ -25,17 +24,6 @@ from tests.components.golden_networks import (
     read_json,
 )
 from tests.support import SAMPLE, needs_sample
-
-
-@functools.cache
-def batch(golden: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    arrays = np.load(golden / "forward.npz")
-    return tuple(torch.from_numpy(arrays[name]).long() for name in ("input_ids", "target_ids"))
-
-
-def mean_loss(network: GPT, golden: Path) -> float:
-    with torch.no_grad():
-        return network(*batch(golden)).mean().item()
 
 
 @needs_late
