@@ -17,6 +17,7 @@ CONFIGS = ROOT / "configs"
 RUNGS = ("record_11l_ema", "record_sp4096", "record_sp8192_loop", "record_sp8192_ttt", "record_sp8192_gates")
 COMPLETE = ("record_10l", *RUNGS)
 OVERLAYS = ("demo", "one_gpu", "cpu", "tiny")
+TINY_RUNGS = tuple(f"tiny_{name}" for name in RUNGS)
 # Not hyperparameters: options that belong to one command.
 COMMAND_OPTIONS = {"ckpt_path", "weights_only", "artifact"}
 
@@ -43,7 +44,7 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_every_file_is_known_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*")} == {*COMPLETE, *OVERLAYS}
+    assert {path.stem for path in CONFIGS.glob("*")} == {*COMPLETE, *OVERLAYS, *TINY_RUNGS}
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
@@ -52,7 +53,7 @@ def test_every_file_is_known_here() -> None:
     [
         *((name,) for name in COMPLETE),
         *(("record_10l", name) for name in OVERLAYS),
-        *((name, "tiny") for name in RUNGS),
+        *((name, "tiny", f"tiny_{name}") for name in RUNGS),
     ],
 )
 def test_each_file_parses_and_sets_every_value(
@@ -212,7 +213,7 @@ def test_the_demo_is_the_record_at_a_small_scale(capsys: pytest.CaptureFixture[s
 
 
 def test_shared_overlays_set_no_settings_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("one_gpu", "cpu"):
+    for name in ("one_gpu", "cpu", "tiny"):
         assert not [key for key, _ in leaves(written(name)) if ".init_args." in key and not key.startswith("trainer.")]
 
 
