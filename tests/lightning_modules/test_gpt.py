@@ -106,13 +106,14 @@ def test_the_optimizer_has_the_configured_rates_and_every_parameter() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
 
 
-def test_compiling_changes_no_name_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    compiled = small_module(compile=True)  # nothing is compiled before the first batch
-    assert compiled.network._compiled_call_impl is not None
-    assert compiled.state_dict().keys() == small_module().state_dict().keys()
-    # One graph for the whole network, as the warm-up compiles it, not one for each of DDP's buckets.
-    assert torch._dynamo.config.optimize_ddp is False
+def test_compiling_changes_no_name_of_a_checkpoint() -> None:
+    # Not by monkeypatch, which deletes the entry when it is undone.
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        compiled = small_module(compile=True)  # nothing is compiled before the first batch
+        assert compiled.network._compiled_call_impl is not None
+        assert compiled.state_dict().keys() == small_module().state_dict().keys()
+        # One graph for the whole network, as the warm-up compiles it, not one for each of DDP's buckets.
+        assert torch._dynamo.config.optimize_ddp is False
 
 
 def test_impossible_networks_are_refused() -> None:
