@@ -67,6 +67,7 @@ def test_the_full_size_network_takes_a_hundredth_more_than_its_codes_entropy_and
     assert all(torch.equal(found[name].values, tensor.values) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_it_is_smaller_than_shuffled_bytes_under_brotli(tmp_path: Path) -> None:
     brotli = pytest.importorskip("brotli", reason="the package brotli is not installed; `make setup` installs it")
     tensors = record_tensors(num_layers=1, vocab_size=1024)

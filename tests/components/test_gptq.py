@@ -275,6 +275,7 @@ def _matrices(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
     return matrices, {name: Storage.INT8 if name == "tok_emb.weight" else Storage.INT6 for name in matrices}
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work_and_end_with_the_same(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -126,6 +126,7 @@ def test_muon_with_polar_express_coefficients(shape: str, matrix: int) -> None:
     assert relative_difference(start, other, after) > 0.1
 
 
+@pytest.mark.slow
 @needs_late
 @needs_sample
 def test_late_trajectory_into_the_loops_and_its_exponential_mean() -> None:

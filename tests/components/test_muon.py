@@ -83,7 +83,7 @@ def _rank(rank: int, world_size: int, port: int, alone: list[torch.Tensor]) -> N
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_the_work_and_agree_with_one(world_size: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

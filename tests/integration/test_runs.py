@@ -165,6 +165,7 @@ def test_two_ranks_train_and_score_as_one(launcher: str, data_folder: Path, tmp_
     assert summary_of(tmp_path / "validate")["val_bpb"] == pytest.approx(two["val_bpb"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_at_the_same_step_within_the_budget(data_folder: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cli import main; t = main(sys.argv[1:]).trainer; "
@@ -201,6 +202,7 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int, data_folder: Path, 
         assert one[key] == two[key]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_ranks(data_folder: Path, tmp_path: Path) -> None:
     # 5 steps of two ranks are 20 micro-batches per rank, not a multiple of the 8 that one rank accumulates.
     two_ranks = fit_arguments(data_folder, tmp_path / "two", **{"trainer.val_check_interval": 24})
