@@ -5,7 +5,7 @@ Numbers are little-endian. The file is, without gaps:
 =========== ==================================================================================================
 bytes       what
 =========== ==================================================================================================
-8           magic ``89 47 4F 4C 46 0D 0A 1A`` (``\\x89GOLF\\r\\n\\x1a``; a transfer that mends line ends breaks it)
+8           magic ``89 47 4F 4C 46 0D 0A 1A`` (``\\x89GOLF\\r\\n\\x1a``; changing line endings breaks it)
 4           version, 2
 4           length of the header
 4           length of the model
@@ -13,19 +13,19 @@ bytes       what
 16          BLAKE2b-128 of the rest of the file, preceded by the fields above
 header      zstd frame over JSON: ``{"settings": {name: value}, "storage": [rule, ...], "tensors": [[name, storage,
             shape], ...]}``, keys and tensors sorted by name; storage is ``int5``, ``int6``, ``int7``, ``int8`` or
-            ``float16``, a rule has the fields of `components.storage.StorageRule`; files of before the rules have none
+            ``float16``; a rule has the fields of `components.storage.StorageRule`; files older than rules have none
 model       zstd frame over the statistical model of the values; see `components.weight_coding`
-the rest    the values, coded under that model by `components.rans`
+the rest    the values, coded with that model by `components.rans`
 =========== ==================================================================================================
 
-Version 1 had no ``int7``, and so a model that is shorter by the frequency tables of its codes; its files are read.
+Version 1 had no ``int7``, so its model lacks the frequency tables of those codes. Version 1 files can still be read.
 
-Codes of weights have no repetitions for zstd to find, and its Huffman stage spends whole bits: coding them under
-fractional-bit tables chosen by row and column takes 2.6% less than a zstd-22 stream per byte plane on trained weights,
-1.3% less on Gaussian ones, and a fifth of the time. zstd remains for the small parts.
+Weight codes have no repetitions for zstd to find, and its Huffman stage spends whole bits. Fractional-bit tables
+chosen by row and column take 2.6% less than a zstd-22 stream per byte plane on trained weights, 1.3% less on Gaussian
+ones, and a fifth of the time. zstd is still used for the small parts.
 
-A reader need not trust the file: every length is checked before anything of that size is made, tensors are at most
-`MAX_ELEMENTS` values in all, and one checksum covers every byte.
+A reader need not trust the file: every length is checked before anything of that size is allocated, tensors have at
+most `MAX_ELEMENTS` values in total, and one checksum covers every byte.
 
 ``python -m components.artifact_report FILE`` describes a file.
 """
@@ -48,13 +48,13 @@ from components.storage import Storage, StorageRule
 from components.weight_coding import NUM_KINDS, TensorForm, decode_tensors, encode_tensors, model_bytes
 
 MAX_BYTES = 16_000_000
-"""The challenge's cap on artifact and code together, decimal."""
+"""The challenge's cap on artifact plus code, in bytes."""
 
 MAX_ELEMENTS = 4 * MAX_BYTES
-"""The most values that a file may hold: two bits each would fill the cap."""
+"""The most values that a file may hold: at two bits each they fill the cap."""
 
 MAX_FILE_BYTES = 3 * MAX_ELEMENTS
-"""Larger files are refused unread; no values that fit `MAX_ELEMENTS` take as much."""
+"""Larger files are rejected unread; `MAX_ELEMENTS` values never take this much."""
 
 MAGIC = b"\x89GOLF\r\n\x1a"
 VERSION = 2
@@ -62,7 +62,7 @@ VERSION = 2
 Setting = bool | int | float | str | None
 
 _NUM_KINDS = {1: 5, VERSION: NUM_KINDS}
-"""How many kinds of planes the values of a file of each version may have."""
+"""The number of plane kinds that each file version may have."""
 
 _PREAMBLE = struct.Struct("<8sIIIQ")
 _DIGEST_BYTES = 16
@@ -78,7 +78,7 @@ class Artifact:
     Attributes:
         settings: the model's settings; None for a public file, which has none.
         tensors: the stored weights by name.
-        rules: the storage rules that the weights were stored by; empty where the file does not say.
+        rules: the storage rules that the weights were stored by; empty if the file does not say.
     """
 
     settings: dict[str, Setting] | None
@@ -87,7 +87,7 @@ class Artifact:
 
 
 class _Damage(Exception):  # noqa: N818
-    """What in the file contradicts the format."""
+    """How the file contradicts the format."""
 
 
 def write_artifact(
@@ -96,9 +96,9 @@ def write_artifact(
     tensors: Mapping[str, StoredTensor],
     rules: Sequence[StorageRule] = (),
 ) -> int:
-    """Write settings, tensors and the rules they were stored by as an artifact, whole or not at all.
+    """Write settings, tensors and their storage rules as an artifact atomically.
 
-    The same settings, tensors and rules, the first two in any order, give the same bytes.
+    The same settings, tensors and rules give the same bytes; the order of settings and tensors does not matter.
 
     Returns:
         The file's length in bytes.
@@ -137,8 +137,8 @@ def read_artifact(path: Path | str) -> Artifact:
     """Read what `write_artifact` wrote.
 
     Raises:
-        UserError: the file cannot be read, is no artifact, is truncated, damaged or of a newer version, or zstandard
-            is missing.
+        UserError: the file cannot be read, is not an artifact, is truncated, damaged or of a newer version, or
+            zstandard is missing.
     """
     path = Path(path)
     return parse_artifact(read_user_file(path, MAX_FILE_BYTES), path)
@@ -185,7 +185,7 @@ def _digest(preamble: bytes, rest: bytes) -> bytes:
 
 
 def _num_elements(forms: Sequence[TensorForm]) -> int:
-    # A shape such as [0, 10**9] holds nothing and yet has a level for each column.
+    # A shape such as [0, 10**9] holds nothing but still has a level for each column.
     return sum(max(math.prod(form.shape), *form.shape, 1) for form in forms)
 
 

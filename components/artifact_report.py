@@ -1,4 +1,4 @@
-"""``python -m components.artifact_report FILE``: what an artifact holds, for people to read."""
+"""``python -m components.artifact_report FILE``: a readable report of an artifact."""
 
 import argparse
 import hashlib
@@ -19,8 +19,8 @@ from components.weight_coding import coded_sizes
 def describe(path: Path) -> str:
     """The settings of the artifact at `path`, a table of its tensors, its size against the cap, and checksums.
 
-    The bytes of a tensor are its share of the coded values; in a public file, which is compressed in one piece, they
-    are those before compression.
+    A tensor's bytes are its share of the coded values. A public file is compressed in one piece, so its tensors' bytes
+    are counted before compression.
 
     Raises:
         UserError: as `read_any_artifact`.
@@ -43,7 +43,7 @@ def describe(path: Path) -> str:
 
 
 def weights_sha256(tensors: Mapping[str, StoredTensor]) -> str:
-    """A checksum of names, types, shapes and stored numbers: the same for the same weights in either file format."""
+    """A checksum of names, types, shapes and stored numbers; the same weights give the same one in either format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, tensor.storage, list(tensor.values.shape)]).encode())

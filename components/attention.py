@@ -1,7 +1,7 @@
-"""Causal grouped-query attention, its rotary positions, and what may stand between its heads and its projection.
+"""Causal grouped-query attention, its rotary positions, and the optional steps between its heads and its projection.
 
 Shape suffixes: B sequences, T positions, S of them with queries (the last ones), C model width, H query heads,
-K key/value heads, G query heads of one of these, D head width, R rotated channels of a head.
+K key/value heads, G query heads per key/value head, D head width, R rotated channels of a head.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def rotary_tables(num_positions: int, num_channels: int, base: float, device: to
 
 
 def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Rotate the first R channels of each head by their positions' angles; the others pass.
+    """Rotate the first R channels of each head by their positions' angles; leave the rest.
 
-    The first half a of the R channels turns against the second half b: ``[a cos + b sin, b cos - a sin]``.
+    The first half a of the R channels is paired with the second half b: ``[a cos + b sin, b cos - a sin]``.
 
     Args:
         x_BHTD: Queries or keys.
@@ -38,12 +38,12 @@ def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
 
 
 def exclude_own_value(y_BHSD: Tensor, v_BKSD: Tensor) -> Tensor:
-    """What each head gathered, less its component along the position's own value: exclusive self attention.
+    """Each head's output minus its component along the position's own value: exclusive self attention.
 
-    ``y - (y . u) u`` with ``u = v / max(|v|, 1e-12)``, v of the query head's key/value head. Gradient flows through u.
+    ``y - (y . u) u`` with ``u = v / max(|v|, 1e-12)``, v of the query head's key/value head. Gradients flow through u.
 
     Args:
-        y_BHSD: What the heads gathered.
+        y_BHSD: The heads' outputs.
         v_BKSD: The values of the same positions.
     """
     y_BKGSD = y_BHSD.unflatten(1, (v_BKSD.size(1), -1))
@@ -61,8 +61,7 @@ class Attention(nn.Module):
         num_kv_heads: Key and value heads.
         initial_gain: Initial gain of each query head.
         exclusive: Whether a head's output leaves out the direction of the position's own value.
-        gate_width: Channels of the input that gate each head's output, by twice a sigmoid, from 1 at the start; 0 for
-            no gate.
+        gate_width: Input channels that gate each head's output by twice a sigmoid, 1 at the start; 0 for no gate.
     """
 
     optimizer_groups: ClassVar = {"q_gain": "scalars"}
@@ -94,7 +93,7 @@ class Attention(nn.Module):
         return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
 
     def forward(self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int) -> Tensor:
-        """Attend from the last ``num_queries`` positions S to all before them; [B, S, C].
+        """Attend causally from the last ``num_queries`` positions S; [B, S, C].
 
         Args:
             x_BTC: The normed stream.
@@ -104,14 +103,14 @@ class Attention(nn.Module):
         """
         x_BSC = x_BTC[:, -num_queries:]
         q_BHSD = rms_norm(self._heads(self.c_q(x_BSC), self.num_heads))
-        # A gain commutes with a rotation, and before it no unscaled rotated queries must be kept for its gradient.
+        # A gain commutes with rotation. Applying it first avoids keeping unscaled rotated queries for its gradient.
         q_BHSD = rotate(
             q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None], cos_TR[-num_queries:], sin_TR[-num_queries:]
         )
         k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TR, sin_TR)
         v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
         num_positions = x_BTC.size(1)
-        mask_ST = None  # the kernels' own causal mask takes the first query for the first position
+        mask_ST = None  # the kernels' own causal mask assumes the first query is at position 0
         if num_queries < num_positions:
             mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=x_BTC.device)
             mask_ST = mask_ST.tril(num_positions - num_queries)

@@ -13,7 +13,7 @@ from components.errors import UserError
 
 
 class Moment(NamedTuple):
-    """What an average may ask of a run right after an optimizer step."""
+    """What an average can see of a run right after an optimizer step."""
 
     step: int
     """Optimizer steps so far."""
@@ -24,49 +24,49 @@ class Moment(NamedTuple):
 
 
 class Average(ABC):
-    """Weights gathered on their own device, in float32, whose average becomes the model when training ends."""
+    """Accumulates float32 weights on their own device; their average becomes the model when training ends."""
 
     def start(self, weights: Mapping[str, Tensor]) -> None:  # noqa: B027 (most averages do not look at them)
-        """Take note of the weights by name that training starts with, or goes on from where a run is resumed."""
+        """Take note of the weights, by name, that training starts with or resumes from."""
 
     @abstractmethod
     def is_due(self, moment: Moment) -> bool:
-        """Whether to take in the weights of this moment."""
+        """Whether to add the weights at this moment."""
 
     @abstractmethod
     def add(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Take in weights by name, of any float dtype; a few words for the log where that is worth a line."""
+        """Add weights by name, of any float dtype; return a short log message if one is warranted."""
 
     @abstractmethod
     def value(self) -> dict[str, Tensor] | None:
-        """The average, float32 by name; None where nothing was taken in."""
+        """The average, float32 by name; None if nothing was added."""
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
-        """Bring what was gathered to a device."""
+        """Move the average to a device."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """The state that a run resumes from."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Resume from what ``state_dict`` gave."""
 
     def metrics(self) -> dict[str, float]:
-        """What a dashboard shows of it."""
+        """Its metrics for a dashboard."""
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """What the run's summary says of it."""
+        """Its entries in the run's summary."""
         return {}
 
     def missed(self) -> str | None:
-        """What never happened, if something that was asked for did not."""
+        """Anything that was requested but never happened."""
         return None
 
     def describe(self) -> str | None:
-        """A sentence on what it does, for a reader of the run."""
+        """A sentence about what it does, for people."""
         return None
 
 
@@ -74,9 +74,9 @@ class SnapshotMean(Average):
     """The mean of snapshots at regular steps of the warm-down (SWA; Izmailov et al., arXiv 1803.05407).
 
     Args:
-        start_multiplier: Snapshots are taken while the learning-rate multiplier is under this; 0 for none.
+        start_multiplier: Snapshots are taken while the learning-rate multiplier is below this; 0 for none.
         every_n_steps: Optimizer steps from one snapshot to the next.
-        only_under_qat: Whether to take snapshots only once late QAT has begun: those from before lie on another grid.
+        only_under_qat: Whether to take snapshots only once late QAT has begun; earlier ones lie on another grid.
     """
 
     def __init__(self, start_multiplier: float = 0.5, every_n_steps: int = 50, only_under_qat: bool = False) -> None:
@@ -93,7 +93,7 @@ class SnapshotMean(Average):
         self._sums: dict[str, Tensor] = {}
 
     def is_due(self, moment: Moment) -> bool:
-        """At every n-th step under the multiplier."""
+        """Every n-th step below the multiplier."""
         if moment.step % self.every_n_steps or moment.lr_multiplier >= self.start_multiplier:
             return False
         return moment.faked or not self.only_under_qat
@@ -114,7 +114,7 @@ class SnapshotMean(Average):
         return {name: total / self.num_snapshots for name, total in self._sums.items()}
 
     def to(self, device: torch.device) -> None:
-        """Bring the sums to a device."""
+        """Move the sums to a device."""
         self._sums = {name: total.to(device) for name, total in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,19 +122,19 @@ class SnapshotMean(Average):
         return {"num_snapshots": self.num_snapshots, "sums": self._sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's sums."""
+        """Resume from a checkpoint's sums."""
         self.num_snapshots, self._sums = state["num_snapshots"], state["sums"]
 
     def metrics(self) -> dict[str, float]:
-        """How many snapshots there are."""
+        """The number of snapshots."""
         return {"phase/snapshots": float(self.num_snapshots)}
 
     def summary(self) -> dict[str, Any]:
-        """How many snapshots the model is the mean of."""
+        """The number of snapshots averaged."""
         return {"snapshots_averaged": self.num_snapshots}
 
     def missed(self) -> str | None:
-        """That no snapshot came."""
+        """That no snapshot was taken."""
         if not self.start_multiplier or self.num_snapshots:
             return None
         under_qat = " under QAT" if self.only_under_qat else ""
@@ -156,10 +156,10 @@ class SnapshotMean(Average):
 class ExponentialMean(Average):
     """The exponential moving average of the weights after every step (EMA), ``e <- d e + (1 - d) p``.
 
-    It starts at the initial weights, without correction for them: after n steps they still weigh d^n.
+    It starts at the initial weights without bias correction: after n steps they still have weight d^n.
 
     Args:
-        decay: Share d of the average that a step leaves, from 0 (the last weights) to under 1.
+        decay: Share d of the average that a step keeps, from 0 (the last weights) to under 1.
     """
 
     def __init__(self, decay: float = 0.997) -> None:
@@ -170,7 +170,7 @@ class ExponentialMean(Average):
 
     @torch.no_grad()
     def start(self, weights: Mapping[str, Tensor]) -> None:
-        """Start at these weights, unless a checkpoint has given the average so far."""
+        """Start at these weights, unless a checkpoint has already given an average."""
         if not self._means:
             self._means = {name: w.detach().to(torch.float32, copy=True) for name, w in weights.items()}
 
@@ -180,7 +180,7 @@ class ExponentialMean(Average):
 
     @torch.no_grad()
     def add(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Move towards the weights, all of them in one update."""
+        """Move toward the weights, all of them in one update."""
         assert self._means.keys() == weights.keys(), "it must be started"
         means = [self._means[name] for name in weights]
         torch._foreach_lerp_(means, [w.float() for w in weights.values()], 1 - self.decay)
@@ -191,7 +191,7 @@ class ExponentialMean(Average):
         return dict(self._means) or None
 
     def to(self, device: torch.device) -> None:
-        """Bring the average to a device."""
+        """Move the average to a device."""
         self._means = {name: mean.to(device) for name, mean in self._means.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class ExponentialMean(Average):
         return {"means": self._means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's average."""
+        """Resume from a checkpoint's average."""
         self._means = state["means"]
 
     def summary(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class LayerOrder(NamedTuple):
 
     Attributes:
         encoder: Blocks of the first half, whose outputs are kept for the second.
-        decoder: Blocks of the second half, each fed what the encoder kept last, until nothing is left.
+        decoder: Blocks of the second half; each takes the latest output kept, until none is left.
     """
 
     encoder: list[int]
@@ -30,7 +30,7 @@ class LayerOrder(NamedTuple):
 def layer_order(num_layers: int, loop_start: int, loop_end: int, num_loops: int) -> LayerOrder:
     """The order of all layers, with those from ``loop_start`` to ``loop_end`` run ``num_loops`` more times in a row.
 
-    Halves are of steps, not of layers: a layer that is run again may stand in both. The encoder has the smaller half.
+    The halves divide steps, not layers, so a repeated layer may be in both. The encoder has the smaller half.
     """
     order = list(range(num_layers))
     order[loop_end + 1 : loop_end + 1] = num_loops * order[loop_start : loop_end + 1]
@@ -44,8 +44,8 @@ class Block(nn.Module):
         attention: Its attention.
         mlp: Its MLP.
         model_dim: Width of the stream, in channels.
-        norm_scale: What the normed inputs of attention and MLP are multiplied by.
-        parallel: Whether the MLP reads what attention reads, instead of the stream that attention has added to.
+        norm_scale: Multiplier of the normed inputs of attention and MLP.
+        parallel: Whether the MLP reads the same input as attention, instead of the stream after attention.
     """
 
     optimizer_groups: ClassVar = {"attn_scale": "scalars", "mlp_scale": "scalars", "resid_mix": "scalars"}
@@ -74,7 +74,7 @@ class Block(nn.Module):
             x0_BTC: The network's normed, smeared input.
             cos_TR: Cosines of the rotary embedding, [T, R / 2].
             sin_TR: Its sines.
-            num_wanted: Positions that anything after this step looks at; keys and values are of all T.
+            num_wanted: Positions needed after this step; keys and values are of all T.
         """
         mix = self.resid_mix.to(x_BTC.dtype)
         x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC

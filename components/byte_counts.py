@@ -1,6 +1,6 @@
-"""How many bytes of text each token stands for: the denominator of bits per byte.
+"""How many bytes of text each token represents: the denominator of bits per byte.
 
-Mean loss does not compare across vocabularies, because larger pieces are harder to guess; bits per byte of text does.
+Mean loss is not comparable across vocabularies, because larger pieces are harder to predict; bits per byte is.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class ByteTable:
     piece_bytes: Tensor
     """int64: UTF-8 bytes of the piece without its leading space."""
     starts_with_space: Tensor
-    """int64: 1 where the piece has a leading space, else 0."""
+    """int64: 1 if the piece has a leading space, else 0."""
     keeps_space_after: Tensor
-    """int64: 1 where a leading space of the next piece is text, 0 after control, unknown and unused tokens."""
+    """int64: 1 if the next piece's leading space is text, 0 after control, unknown and unused tokens."""
 
     def to(self, device: torch.device) -> "ByteTable":
         """The same table on a device."""
@@ -34,7 +34,7 @@ class ByteTable:
 
         Args:
             previous_ids: integer ids of any shape, on the table's device.
-            target_ids: the ids that come right after them, of the same shape.
+            target_ids: the ids right after them, of the same shape.
         """
         spaces = self.starts_with_space[target_ids] * self.keeps_space_after[previous_ids]
         return self.piece_bytes[target_ids] + spaces
@@ -43,8 +43,8 @@ class ByteTable:
 def token_byte_table(tokenizer: sentencepiece.SentencePieceProcessor) -> ByteTable:
     """Build the byte table of a tokenizer.
 
-    A piece counts its UTF-8 bytes, its leading U+2581 one byte where it stands for a space of the text; a byte-fallback
-    piece counts 1, a control, unknown or unused token 0.
+    A piece counts its UTF-8 bytes, and its leading U+2581 one byte if it is a space in the text. A byte-fallback piece
+    counts 1; a control, unknown or unused token counts 0.
     """
     vocab_size = len(tokenizer)
     piece_bytes, starts_with_space, keeps_space_after = (torch.zeros(vocab_size, dtype=torch.int64) for _ in range(3))
@@ -57,6 +57,6 @@ def token_byte_table(tokenizer: sentencepiece.SentencePieceProcessor) -> ByteTab
             continue
         piece = tokenizer.IdToPiece(token_id)
         starts_with_space[token_id] = int(piece.startswith(SPACE_MARK))
-        # A mark further in (a tokenizer with whitespace pieces) is decoded as one space too.
+        # A later mark (in tokenizers with whitespace pieces) is also decoded as one space.
         piece_bytes[token_id] = len(piece.removeprefix(SPACE_MARK).replace(SPACE_MARK, " ").encode())
     return ByteTable(piece_bytes, starts_with_space, keeps_space_after)

@@ -1,4 +1,4 @@
-"""What a network's products see: the second moments of their inputs, by which a calibrated quantizer weighs errors."""
+"""Second moments of the inputs to a network's products, which a calibrated quantizer uses to weight errors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from components.layers import Linear
 
 @torch.no_grad()
 def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The Hessian of each product's squared error with respect to a row of its weight, but for a factor of 2.
+    """The Hessian of each product's squared error with respect to a row of its weight, up to a factor of 2.
 
-    ``H = sum x x^T / batches`` over the product's inputs x at all positions of all ranks' batches; a layer that runs
-    several times a pass sums over its runs. Source: Frantar et al., GPTQ, arXiv 2210.17323.
+    ``H = sum x x^T / batches`` over the product's inputs x at all positions of all ranks' batches. A layer that runs
+    several times per pass sums over its runs. Source: Frantar et al., GPTQ, arXiv 2210.17323.
 
-    One eager pass, whether or not the network is compiled, that keeps no inputs. Under autocast the inputs are of its
-    dtype; the sums are of the weights', float32.
+    This is one eager pass, even if the network is compiled, and it keeps no inputs. Under autocast the inputs have its
+    dtype; the sums have the weights' dtype, float32.
 
     Args:
         network: The network.
         batches: This rank's ids, int64 [B, T] on the network's device; a rank may have none if another has some.
 
     Returns:
-        float32 [inputs, inputs] on the network's device, the same on every rank, by the name of the weight: of every
-        linear layer, and of the head, which is the token table where they are tied.
+        float32 [inputs, inputs] on the network's device, the same on every rank, by weight name, for every linear
+        layer and for the head, which is the token table if they are tied.
     """
     linears = {name: module for name, module in network.named_modules() if isinstance(module, Linear)}
     head_name, head = ("tok_emb", network.tok_emb) if network.lm_head is None else ("lm_head", network.lm_head)
@@ -49,7 +49,7 @@ def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tenso
 
 @contextmanager
 def _summed(sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Add the inputs of modules to their sums, whenever one of them runs."""
+    """Add each module's inputs to its sum whenever it runs."""
 
     def add_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         _add(sums[module], inputs[0])

@@ -1,4 +1,4 @@
-"""How every command of the project ends: what its user can mend is one line, without a traceback."""
+"""How every command of the project ends: an error its user can fix is one line, no traceback."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from components.errors import UserError
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; what its user can mend becomes one line on standard error and exit code 1, without a traceback."""
+    """Run a command; an error that its user can fix becomes one line on standard error and exit code 1."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The zstandard package, or a sentence about its absence."""
+"""The zstandard package, or a clear error if it is missing."""
 
 from types import ModuleType
 
@@ -14,7 +14,7 @@ def require_zstandard() -> ModuleType:
     """The zstandard package.
 
     Raises:
-        UserError: it is not installed. There is no other compression to fall back on: the files would differ.
+        UserError: it is not installed. There is no fallback compression, because the files would differ.
     """
     try:
         import zstandard

@@ -1,4 +1,4 @@
-"""What the network takes its ids for, beside the token table: pairs of tokens, and the token before.
+"""Input embeddings other than the token table: hashed token pairs, and mixing in the token before.
 
 Shape suffixes: B sequences, T positions, C model width.
 """
@@ -26,7 +26,7 @@ class BigramHash(nn.Module):
         self.embed = Embedding(num_buckets, dim)
         self.proj = Linear(dim, model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
-        # The table starts at zero, so the projection must not, at any width: with both at zero neither has a gradient.
+        # The table starts at zero, so the projection must not, at any width: if both are zero, neither gets a gradient.
         nn.init.zeros_(self.embed.weight)
         with torch.no_grad():
             self.proj.weight.mul_(1 / math.sqrt(2 * num_layers))
@@ -44,7 +44,7 @@ class BigramHash(nn.Module):
 
 
 def _previous(x_BTC: Tensor) -> Tensor:
-    """What stood one position before, zeros before position 0."""
+    """Each position's predecessor; zeros for position 0."""
     return F.pad(x_BTC[:, :-1], (0, 0, 1, 0))
 
 
@@ -60,7 +60,7 @@ class SmearGate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(model_dim))
 
     def forward(self, x_BTC: Tensor, ids_BT: Tensor) -> Tensor:
-        """``(1 - g) x_t + g x_{t-1}``, nothing standing before position 0 (nor before a document, if so asked)."""
+        """``(1 - g) x_t + g x_{t-1}``, with zeros before position 0 (and before a document, if so configured)."""
         gate = torch.sigmoid(self.gate).to(x_BTC.dtype)
         if not self.across_documents:
             gate = gate * (ids_BT != self.bos_id).unsqueeze(-1)
@@ -68,12 +68,12 @@ class SmearGate(nn.Module):
 
 
 class ContentSmearGate(nn.Module):
-    """Add to every position a share of the one before it that the position's own first channels decide.
+    """Add to every position a share of the one before it, set by the position's own first channels.
 
-    A document's first token takes nothing: what stands before it is another document's text.
+    A document's first token takes nothing, because the text before it is another document's.
 
     Args:
-        width: Channels that decide.
+        width: Channels that set the share.
         bos_id: The id that begins a document.
     """
 

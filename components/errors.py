@@ -1,9 +1,9 @@
-"""The error for what a user can mend."""
+"""The error that a user can fix."""
 
 
 class UserError(ValueError):
-    """Something outside the program is wrong, and its user can mend it.
+    """Something outside the program is wrong, and its user can fix it.
 
     The message is one sentence: what is wrong, where (the file or setting), and what to do. Commands print it
-    without a traceback and exit with a non-zero code.
+    without a traceback and exit with a nonzero code.
     """

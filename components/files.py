@@ -1,4 +1,4 @@
-"""Files that are never half-written, and files that a user names."""
+"""Atomic file writes, and files that a user names."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from components.errors import UserError
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a scratch path in the same folder that takes the name `path` when the block ends without an error.
+    """Yield a temporary path in the same folder that is renamed to `path` when the block ends without an error.
 
-    The bytes reach the disk before the name does, so that a power cut leaves the old file or the new one. After an
-    error the scratch file is gone and whatever stood under `path` still stands.
+    The bytes reach the disk before the rename, so a power failure leaves either the old file or the new one. After an
+    error the temporary file is deleted and any existing `path` is unchanged.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -29,10 +29,10 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` as the file `path`, wholly or not at all.
+    """Write `data` to the file `path`, atomically.
 
     Raises:
-        OSError: the folder is missing, read-only or full; whatever stood under `path` still stands.
+        OSError: the folder is missing, read-only or full; any existing `path` is unchanged.
     """
     with written_beside(path) as scratch:
         scratch.write_bytes(data)
@@ -55,7 +55,7 @@ def read_user_file(path: Path, max_bytes: int) -> bytes:
 
 
 def write_user_file(path: Path, data: bytes) -> None:
-    """Write a file where the user wants it, whole or not at all.
+    """Write a file where the user wants it, atomically.
 
     Raises:
         UserError: it cannot be written.

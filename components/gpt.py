@@ -1,4 +1,4 @@
-"""The network: its settings, how its parts make logits of ids, and the loss.
+"""The network: its settings, how its parts turn ids into logits, and the loss.
 
 Shape suffixes: B sequences, T positions, S of them scored (the last ones), C model width, V vocabulary.
 """
@@ -24,7 +24,7 @@ from components.quantization import Quantizer
 from components.storage import StorageRule, assign
 
 MAX_STEPS = 1024
-"""The most blocks that a forward pass may run; more is a mistake, or a file that means harm."""
+"""The most blocks that a forward pass may run; more is a mistake or a malicious file."""
 
 Smear = Literal["static", "content", "none"]
 
@@ -98,7 +98,7 @@ class GPTConfig:
     gate_width: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built.
+        """Reject impossible settings.
 
         Raises:
             UserError: A setting is out of its range, or contradicts another.
@@ -183,7 +183,7 @@ class GPTConfig:
         """Which layer each step of a forward pass runs.
 
         Args:
-            looping: Whether the loop is on; without one, the two orders are the same.
+            looping: Whether the loop is on; without a loop, both orders are the same.
         """
         return layer_order(self.num_layers, self.loop_start, self.loop_end, self.num_loops if looping else 0)
 
@@ -241,11 +241,11 @@ def _block(config: GPTConfig, layer: int) -> Block:
 
 
 class GPT(nn.Module):
-    """The whole network. Weights are float32; under autocast the residual stream is of autocast's dtype.
+    """The whole network. Weights are float32; under autocast the residual stream has autocast's dtype.
 
     Attributes:
-        looping: Whether forward passes run the looped layer order. On from the start where the configuration has a
-            loop, so that a network is scored as it is described; training that begins without turns it off.
+        looping: Whether forward passes run the looped layer order. On from the start if the configuration has a loop,
+            so that a network is scored as described; training that begins without the loop turns it off.
     """
 
     optimizer_groups: ClassVar = {"skip_weights": "scalars", "skip_gates": "scalars"}
@@ -261,7 +261,7 @@ class GPT(nn.Module):
             else None
         )
         self.smear = _smear(config)
-        # The plain order uses the first of them, the looped one, which is never shorter, all.
+        # The looped order, which is never shorter, uses all of them; the plain order, the first.
         num_skips = len(config.layer_order(looping=True).encoder)
         self.skip_weights = nn.Parameter(torch.ones(num_skips, config.model_dim))
         self.skip_gates = nn.Parameter(torch.zeros(num_skips, config.model_dim)) if config.skip_gates else None
@@ -285,7 +285,7 @@ class GPT(nn.Module):
 
         Args:
             rules: How weights are stored, and which of them are faked.
-            quantizer: What rounds them.
+            quantizer: Rounds them.
 
         Raises:
             UserError: A rule fakes a tensor that is neither a matrix of a linear layer nor a table.
@@ -325,9 +325,9 @@ class GPT(nn.Module):
         return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
     def head_input(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
-        """What the head multiplies for the last ``num_scored`` positions S, [B, S, C].
+        """The head's input for the last ``num_scored`` positions S, [B, S, C].
 
-        The last step's queries and its MLP are computed for those positions alone: exact, since nothing else looks at
+        The last step's queries and MLP are computed for those positions only. This is exact, because nothing else uses
         the others.
         """
         device = input_ids_BT.device
@@ -365,7 +365,7 @@ class GPT(nn.Module):
         return x
 
     def _join(self, x_BTC: Tensor, skip_BTC: Tensor, step: int) -> Tensor:
-        """The stream with the skip of a decoder step: their sum, or where gates are, a mix by the gate's share."""
+        """The stream with a decoder step's skip: their sum, or with skip gates, a mix by the gate's share."""
         weighted_BTC = self.skip_weights[step].to(x_BTC.dtype) * skip_BTC
         if self.skip_gates is None:
             return x_BTC + weighted_BTC
@@ -378,7 +378,7 @@ class GPT(nn.Module):
 
 
 def load_weights(network: GPT, weights: Mapping[str, Tensor], source: str) -> None:
-    """Give a network the weights that were read from a file.
+    """Load weights that were read from a file into a network.
 
     Args:
         network: The network.

@@ -1,9 +1,9 @@
-"""GPTQ: rounding that makes up for the error of each column in those after it, weighed by what the network computes.
+"""GPTQ: rounding that compensates for each column's error in later columns, weighted by the products' inputs.
 
 Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", https://arxiv.org/abs/2210.17323. A row w rounded to q costs ``(w - q) H (w - q)^T``, H being the Hessian
-that `components.calibration` collects. With U the upper Cholesky factor of H's inverse, the best that the rest of a row
-can do about the error of column j is ``w_k -= e U_jk`` with ``e = (w_j - q_j) / U_jj``.
+Transformers", https://arxiv.org/abs/2210.17323. A row w rounded to q costs ``(w - q) H (w - q)^T``, where H is the
+Hessian from `components.calibration`. With U the upper Cholesky factor of H's inverse, the rest of a row best
+compensates for the error of column j by ``w_k -= e U_jk`` with ``e = (w_j - q_j) / U_jj``.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from components.quantization import (
 from components.storage import Storage
 
 BLOCK = 128
-"""Columns whose errors reach all later blocks in one product."""
+"""Columns whose errors are applied to all later blocks in one product."""
 
 DAMPING = 0.01
-"""Share of a Hessian's mean diagonal that is added to its diagonal, so that it has an inverse."""
+"""Share of a Hessian's mean diagonal that is added to its diagonal, to make it invertible."""
 
 TABLES = ("tok_emb.weight", "lm_head.weight")
 """The names that an output head's weight may have."""
 
 
 class GPTQ(Quantizer):
-    """Round the weights of products so that what they give on training data changes least.
+    """Round the weights of products so that their outputs on training data change least.
 
-    A row's scale is fixed beforehand, from its standard deviation or its maximum; codes are symmetric. What no product
-    multiplies by, such as a hash table, is rounded to nearest, as by `Nearest`.
+    A row's scale is fixed in advance, from its standard deviation or its maximum; codes are symmetric. Weights that no
+    product uses, such as a hash table, are rounded to nearest, as by `Nearest`.
 
     Args:
-        calibration_batches: Micro-batches of training data that calibrate it, over all ranks.
-        matrix_sigmas: How many standard deviations of a row the largest code of a layer's matrix stands for; 0 for the
+        calibration_batches: Micro-batches of training data for calibration, over all ranks.
+        matrix_sigmas: Standard deviations of a row that the largest code of a layer's matrix represents; 0 to use the
             row's maximum instead.
-        table_sigmas: The same for the output head, which is the token table where they are tied.
-        row_max_floor: Where the row's maximum decides, the least that it counts as; 0 for none.
+        table_sigmas: The same for the output head, which is the token table if they are tied.
+        row_max_floor: Least value of a row's maximum, if that sets the scale; 0 for none.
         calibrate_table: Whether the output head is calibrated; if not, it is rounded to nearest.
     """
 
@@ -88,7 +88,7 @@ class GPTQ(Quantizer):
 
     @torch.no_grad()
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
-        """Round what is calibrated in batches of one shape, each rank its share of every batch; the rest to nearest.
+        """Round calibrated matrices in batches of one shape, split over the ranks; round the rest to nearest.
 
         Raises:
             UserError: Inputs of a product were not finite.
@@ -111,13 +111,13 @@ class GPTQ(Quantizer):
         return stored
 
     def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
-        """Not to be had: codes depend on the calibration, not on the weight alone."""
+        """Not supported: codes depend on the calibration, not just on the weight."""
         raise AssertionError("late QAT must refuse a quantizer that is calibrated")
 
     def _round(
         self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """int8 codes and float32 scales of calibrated matrices, each computed on one rank and then given to all."""
+        """int8 codes and float32 scales of calibrated matrices, each computed on one rank and then sent to all."""
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         groups: dict[tuple[torch.Size, Storage], list[str]] = {}
         for name, matrix in matrices.items():
@@ -135,7 +135,7 @@ class GPTQ(Quantizer):
             codes.update(zip(mine, compensated_codes(weights, hessians, steps, LARGEST_CODE[storage]), strict=True))
         if world_size > 1:
             for share in (*codes.values(), *scales.values()):
-                dist.all_reduce(share)  # of the other ranks' zeros
+                dist.all_reduce(share)  # the other ranks have zeros
         return codes, scales
 
     def _scales(self, name: str, matrix: Tensor, storage: Storage) -> Tensor:
@@ -146,27 +146,27 @@ class GPTQ(Quantizer):
 
 
 def sigma_scales(weight: Tensor, storage: Storage, sigmas: float) -> Tensor:
-    """Standard deviations of the row over the largest code: float32 [rows] that float16 holds exactly.
+    """Scales from each row's standard deviation: float32 [rows] that float16 holds exactly.
 
-    ``float16(sigmas * std(row) / c)``, the deviation with Bessel's correction; at least float16's least normal.
+    ``float16(sigmas * std(row) / c)``, with Bessel's correction; at least float16's smallest normal.
     """
     scales = sigmas * weight.float().std(dim=1) / LARGEST_CODE[storage]
     return round_to_float16(scales.clamp_min(SMALLEST_SCALE))
 
 
 def compensated_codes(weights_GRC: Tensor, hessians_GCC: Tensor, scales_GR: Tensor, largest: int) -> Tensor:
-    """int8 codes [G, R, C] in ±largest of G matrices of one shape, columns of large Hessian first.
+    """int8 codes [G, R, C] in ±largest of G matrices of one shape, largest Hessian diagonals first.
 
-    A column that no input ever reached, of zero diagonal, gets codes of zero.
+    A column whose input was always zero has a zero diagonal and gets codes of zero.
 
     Args:
         weights_GRC: float32, the matrices.
-        hessians_GCC: Of each matrix, of any float dtype.
-        scales_GR: float32, of each row.
+        hessians_GCC: One per matrix, any float dtype.
+        scales_GR: float32, one per row.
         largest: The largest code.
     """
     hessians_GCC = hessians_GCC.to(torch.float64, copy=True)
-    diagonals_GC = hessians_GCC.diagonal(dim1=1, dim2=2)  # a view, through which the copy is mended
+    diagonals_GC = hessians_GCC.diagonal(dim1=1, dim2=2)  # a view, used to modify the copy
     dead_GC = diagonals_GC == 0
     diagonals_GC += dead_GC
     order_GC = diagonals_GC.argsort(dim=1, descending=True, stable=True)
@@ -181,10 +181,10 @@ def compensated_codes(weights_GRC: Tensor, hessians_GCC: Tensor, scales_GR: Tens
 
 
 def _inverse_factors(hessians_GCC: Tensor, order_GC: Tensor) -> Tensor:
-    """U, upper triangular, of each Hessian in the given order of columns: ``U^T U`` is its inverse.
+    """Upper triangular U of each Hessian in the given column order; ``U^T U`` is its inverse.
 
-    With J the reversal of rows or columns and ``J H J = L L^T`` the Cholesky factorization, ``H = (J L J) (J L J)^T``,
-    and J L J is upper triangular; U is its inverse. No inverse of H is needed.
+    With J the reversal of rows or columns and ``J H J = L L^T`` the Cholesky factorization, ``H = (J L J) (J L J)^T``.
+    J L J is upper triangular, and U is its inverse. H itself need not be inverted.
     """
     reverse_GC = order_GC.flip(1)
     rows_GCC = hessians_GCC.gather(1, reverse_GC[:, :, None].expand_as(hessians_GCC))
@@ -194,7 +194,7 @@ def _inverse_factors(hessians_GCC: Tensor, order_GC: Tensor) -> Tensor:
 
 
 def _round_in_order(columns_GCR: Tensor, factors_GCC: Tensor, scales_GR: Tensor, largest: int) -> Tensor:
-    """Codes [G, C, R] of columns rounded one after the other; overwrites the columns."""
+    """Codes [G, C, R] of columns rounded one after another; overwrites the columns."""
     num_columns = columns_GCR.size(1)
     codes_GCR = torch.empty_like(columns_GCR, dtype=torch.int8)
     for start in range(0, num_columns, BLOCK):

@@ -1,7 +1,7 @@
-"""The parts that networks are built of: matrices and tables that know their optimizer group and can fake their storage.
+"""Building blocks of networks: matrices and tables that know their optimizer group and can fake their storage.
 
-Every module that has parameters of its own says in ``optimizer_groups`` which optimizer group each of them is in, by
-the parameter's name in the module; `components.optimizer` refuses a parameter that no module placed.
+Every module that has parameters of its own maps each one's name to its optimizer group in ``optimizer_groups``.
+`components.optimizer` rejects a parameter without a group.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from components.quantization import Quantizer
 from components.storage import Storage
 
-RMS_EPS = torch.finfo(torch.float32).eps  # named, because torch's default follows the input's dtype on some versions
-MIN_ORTHOGONAL = 64  # linear weights with a side under this keep torch's default initialization
+RMS_EPS = torch.finfo(torch.float32).eps  # explicit: torch's default depends on the input's dtype in some versions
+MIN_ORTHOGONAL = 64  # linear weights with a smaller side keep torch's default initialization
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -26,15 +26,15 @@ def rms_norm(x: Tensor) -> Tensor:
 
 @runtime_checkable
 class Fakeable(Protocol):
-    """A module whose ``weight`` forward passes can see as an artifact would store it."""
+    """A module that can compute with its ``weight`` as an artifact would store it."""
 
     weight: Tensor
     fake: tuple[Quantizer, Storage] | None
-    """What forward passes see the weight through; None for the weight itself."""
+    """How forward passes see the weight; None for the weight itself."""
 
 
 def seen_weight(module: Fakeable) -> Tensor:
-    """The weight that a forward pass computes with, float32 [rows, cols]."""
+    """The weight that a forward pass uses, float32 [rows, cols]."""
     if module.fake is None:
         return module.weight
     quantizer, storage = module.fake
@@ -42,7 +42,7 @@ def seen_weight(module: Fakeable) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias, its float32 weight cast to the input's dtype.
+    """A linear layer without bias; its float32 weight is cast to the input's dtype.
 
     Args:
         in_features: Channels of the input.

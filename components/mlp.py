@@ -9,7 +9,7 @@ from components.layers import Linear
 
 
 class MLP(nn.Module):
-    """``proj(phi(fc(x))^2)`` with phi the ReLU, or the leaky ReLU of a slope.
+    """``proj(phi(fc(x))^2)``, where phi is the ReLU or a leaky ReLU.
 
     Args:
         model_dim: Width of input and output, in channels.
@@ -24,7 +24,7 @@ class MLP(nn.Module):
         self.proj = Linear(hidden_dim, model_dim)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Map every position by itself; [B, T, C] in and out."""
+        """Map each position independently; [B, T, C] in and out."""
         h = self.fc(x_BTC)
-        # For the backward pass the ReLU keeps its output alone, which its square keeps anyway; the leaky one its input.
+        # For backward, the ReLU keeps only its output, which its square keeps anyway; the leaky one keeps its input.
         return self.proj((F.leaky_relu(h, self.leak) if self.leak else F.relu(h)).square())

@@ -1,4 +1,4 @@
-"""Any file that holds a model: an artifact of this project, or the public script's."""
+"""Any artifact that holds a model: this project's, or the public script's."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ def read_any_artifact(path: Path | str) -> Artifact:
 
     Raises:
         UserError: as `components.artifact.read_artifact` and `components.public_artifact.read_public_artifact`, or the
-            file is public and the program is a packed script, which has no reader for it.
+            file is public and the program is a packed script, which cannot read it.
     """
     path = Path(path)
     data = read_user_file(path, MAX_FILE_BYTES)
     if not data.startswith(ZSTD_MAGIC):
         return parse_artifact(data, path)
     try:
-        # Here and not above, so that a packed script, which only needs its own format, goes without it.
+        # Imported here so that a packed script, which only needs its own format, can omit it.
         from components.public_artifact import parse_public_artifact
     except ImportError as error:
         raise UserError(f"{path} has the public format, which a packed script cannot read; use cli.py.") from error

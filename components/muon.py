@@ -1,6 +1,6 @@
-"""Muon: momentum orthogonalized by Newton-Schulz, batched by shape and shared out over the ranks.
+"""Muon: momentum orthogonalized by Newton-Schulz, batched by shape and split over the ranks.
 
-Source of the method and its coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Of the others:
+Method and default coefficients: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Other coefficients:
 Amsel et al., Polar Express, arXiv 2505.16932.
 """
 
@@ -28,7 +28,7 @@ POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-"""One for each of 5 iterations, each the best for what the one before leaves (safety factor 0.02, cushion 2)."""
+"""One for each of 5 iterations, each optimal after the one before (safety factor 0.02, cushion 2)."""
 
 
 def orthogonalize(matrices_NRC: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
@@ -36,7 +36,7 @@ def orthogonalize(matrices_NRC: Tensor, coefficients: Sequence[Coefficients]) ->
 
     Args:
         matrices_NRC: N matrices of R rows and C >= R columns, any float dtype.
-        coefficients: Those of each iteration.
+        coefficients: One triple per iteration.
 
     Returns:
         bfloat16 [N, R, C].
@@ -44,8 +44,8 @@ def orthogonalize(matrices_NRC: Tensor, coefficients: Sequence[Coefficients]) ->
     assert matrices_NRC.size(-2) <= matrices_NRC.size(-1), "the small Gram matrix is the cheap one: transpose first"
     x = matrices_NRC.bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    # A CPU without bfloat16 instructions takes a hundred times as long for a bfloat16 product as for a float32 one,
-    # and the same comes out: bfloat16 numbers multiply exactly in float32, and either way the sum is rounded once.
+    # Without bfloat16 instructions, a CPU takes 100 times as long for a bfloat16 product as for a float32 one. The
+    # result is the same: bfloat16 numbers multiply exactly in float32, and either way the sum is rounded once.
     working = torch.float32 if x.device.type == "cpu" else torch.bfloat16
     x = x.to(working)
     for a, b, c in coefficients:
@@ -58,15 +58,15 @@ def orthogonalize(matrices_NRC: Tensor, coefficients: Sequence[Coefficients]) ->
 def orthogonalize_all(
     matrices: list[Tensor], coefficients: Sequence[Coefficients], row_normalize: bool = False
 ) -> list[Tensor]:
-    """Orthogonalize matrices of any shapes, the same ones on every rank, each rank doing its share.
+    """Orthogonalize matrices of any shapes, the same on every rank, each rank doing its share.
 
-    Matrices of one shape go through one batched iteration, together with those of the transposed shape. Where a
-    process group is up, each rank computes an equal run of every batch, and one gather brings all of them to all.
+    Matrices of one shape and its transpose go through one batched iteration. If a process group is initialized, each
+    rank computes an equal slice of every batch, and one all-gather shares the results.
 
     Args:
         matrices: The matrices.
-        coefficients: Those of each iteration.
-        row_normalize: Whether each row of each matrix is brought to unit length before.
+        coefficients: One triple per iteration.
+        row_normalize: Whether each row of each matrix is first scaled to unit length.
 
     Returns:
         bfloat16 matrices in the order given.
@@ -83,7 +83,7 @@ def orthogonalize_all(
     world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
     def my_share(indices: list[int]) -> Tensor:
-        # Every rank's is of one size, so that one gather of equal parts does: the last ones are padded with repeats.
+        # All ranks' slices have one size, so one all-gather suffices; the last ones are padded with repeats.
         size = -(-len(indices) // world_size)
         return torch.stack([prepared(indices[min(rank * size + j, len(indices) - 1)]) for j in range(size)])
 
@@ -103,7 +103,7 @@ def _gather(parts: list[Tensor], world_size: int) -> list[Tensor]:
         return parts
     flat = torch.cat(parts)
     gathered = flat.new_empty(world_size, flat.numel())
-    # As bytes: not every backend knows bfloat16.
+    # As bytes: some backends lack bfloat16.
     dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), flat.view(torch.uint8))
     return [part.flatten() for part in gathered.split([p.numel() for p in parts], dim=1)]
 
@@ -112,16 +112,16 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalized, scaled by sqrt(max(1, rows / cols)), with decoupled weight decay.
 
     The momentum buffer is ``buf = momentum * buf + grad`` and the direction ``grad + momentum * buf``. Gradients must
-    be the same on every rank (as after DistributedDataParallel); state is too, so any rank's checkpoint is whole.
+    be the same on every rank (as after DistributedDataParallel). So is the state: any rank's checkpoint is complete.
 
     Args:
         params: Matrices, or groups of them.
         lr: Step size, in units of the orthogonalized update.
         weight_decay: Share of the weight removed each step, times lr.
         momentum: Share of the buffer kept each step.
-        coefficients: Those of each iteration of the orthogonalization.
-        row_normalize: Whether each row of the direction, an output channel, is brought to unit length before it is
-            orthogonalized.
+        coefficients: One triple per iteration of the orthogonalization.
+        row_normalize: Whether each row of the direction, an output channel, is scaled to unit length before
+            orthogonalization.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ class OptimizerConfig:
         matrix_lr: Muon's learning rate for block matrices and the bigram projection.
         matrix_weight_decay: Muon's decoupled weight decay, times its learning rate each step.
         newton_schulz_steps: Iterations of Muon's orthogonalization.
-        newton_schulz_coefficients: "jordan" for the same polynomial in every iteration, or "polar_express" for one of
-            its own in each of at most 5.
-        row_normalize: Whether Muon brings each output channel's direction to unit length before it orthogonalizes.
+        newton_schulz_coefficients: "jordan" for the same polynomial in every iteration, or "polar_express" for a
+            different one in each of at most 5.
+        row_normalize: Whether Muon scales each output channel's direction to unit length before orthogonalizing.
         embedding_lr: AdamW's learning rate for the token and bigram tables of a network with tied embeddings.
         embedding_weight_decay: AdamW's decoupled weight decay of the tables, times their learning rate each step.
         untied_embedding_lr: The same for a network whose embeddings are not tied.
@@ -36,7 +36,7 @@ class OptimizerConfig:
         scalar_weight_decay: AdamW's decoupled weight decay of these, times their learning rate each step.
         adam_beta1: AdamW's decay of the mean gradient.
         adam_beta2: AdamW's decay of the mean squared gradient.
-        adam_eps: AdamW's addend to the root mean square.
+        adam_eps: Term added to AdamW's root mean square.
     """
 
     matrix_lr: float = 0.025
@@ -55,10 +55,10 @@ class OptimizerConfig:
     adam_eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse iterations that have no coefficients.
+        """Reject iterations that have no coefficients.
 
         Raises:
-            UserError: Polar Express is asked for more iterations than it has polynomials.
+            UserError: Polar Express has fewer polynomials than the iterations requested.
         """
         if self.newton_schulz_coefficients == "polar_express" and self.newton_schulz_steps > len(POLAR_EXPRESS):
             raise UserError(
@@ -108,10 +108,10 @@ class CompositeOptimizer(Optimizer):
 
 
 def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The network's parameters by optimizer group, each in exactly one: the one that its module's own word names.
+    """The network's parameters by optimizer group, each in exactly one, as its module declares.
 
-    A module says in ``optimizer_groups`` which group each parameter of its own is in. A parameter that no module
-    placed, or a group that the optimizer does not have, is an error of the program: it would train by chance.
+    A module's ``optimizer_groups`` gives the group of each of its own parameters. A parameter without a group, or an
+    unknown group, is a bug in the program: how it trains would be left to chance.
     """
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for prefix, module in network.named_modules():
@@ -129,7 +129,7 @@ def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> CompositeOptimizer:
     """Muon and AdamW over the network's parameters, in groups with their ``name`` and ``initial_lr``.
 
-    Groups: ``matrices``, ``embeddings``, ``scalars`` and, when embeddings are not tied, ``head``. Muon's momentum is
+    Groups: ``matrices``, ``embeddings``, ``scalars`` and, if embeddings are not tied, ``head``. Muon's momentum is
     its default until a schedule sets it.
     """
     params = parameter_groups(network)

@@ -1,8 +1,8 @@
 """The public file format ``.int5int6.ptz``: one zstd frame over a ``torch.save`` of ``{"w": tensors, "m": types}``.
 
-``m`` gives each weight's type: ``{"type": "int5"}``, ``"int6"`` or ``"int8"`` for a matrix whose int8 codes and
-float16 scales ``w`` holds under its name with ``.q`` and ``.scale`` after it; ``"passthrough"`` for a float16 tensor
-that is small, ``"passthrough_fp16"`` for one that is kept at any size. The format has no place for model settings.
+``m`` gives each weight's type. ``{"type": "int5"}``, ``"int6"`` or ``"int8"`` is a matrix; ``w`` holds its int8 codes
+and float16 scales under its name plus ``.q`` and ``.scale``. ``"passthrough"`` is a small float16 tensor, and
+``"passthrough_fp16"`` is one kept at any size. The format has no place for model settings.
 """
 
 import io
@@ -26,28 +26,28 @@ _QUANTIZED = (Storage.INT5, Storage.INT6, Storage.INT8)
 
 
 class _Malformed(Exception):  # noqa: N818
-    """What in the file contradicts the format."""
+    """How the file contradicts the format."""
 
 
 def read_public_artifact(path: Path | str) -> dict[str, StoredTensor]:
     """The stored tensors of a public file, by name.
 
     Raises:
-        UserError: the file cannot be read, is no public artifact or is damaged, or zstandard is missing.
+        UserError: the file cannot be read, is not a public artifact or is damaged, or zstandard is missing.
     """
     path = Path(path)
     return parse_public_artifact(read_user_file(path, MAX_FILE_BYTES), path)
 
 
 def write_public_artifact(path: Path | str, tensors: Mapping[str, StoredTensor]) -> int:
-    """Write tensors in the public format, whole or not at all.
+    """Write tensors in the public format, atomically.
 
     Returns:
         The file's length in bytes.
 
     Raises:
-        UserError: a tensor is stored in a way that the format does not know, zstandard is missing, or the file cannot
-            be written.
+        UserError: a tensor's storage is not supported by the format, zstandard is missing, or the file cannot be
+            written.
     """
     for name, tensor in tensors.items():
         if tensor.storage not in (*_QUANTIZED, Storage.FLOAT16):
@@ -88,7 +88,7 @@ def _decompress(data: bytes) -> bytes:
     zstandard = require_zstandard()
     too_large = _Malformed(f"it decompresses to more than {MAX_FILE_BYTES:,} bytes")
     try:
-        # A frame that states its size is given that much memory, whatever the limit.
+        # A frame that states its size gets that much memory, regardless of the limit.
         if zstandard.frame_content_size(data) > MAX_FILE_BYTES:
             raise too_large
         content: bytes = zstandard.ZstdDecompressor().decompress(
@@ -100,7 +100,7 @@ def _decompress(data: bytes) -> bytes:
 
 
 def _load(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two dictionaries in a ``torch.save``, their tensors still unchecked."""
+    """The two dictionaries in a ``torch.save``; their tensors are unchecked."""
     no_save = _Malformed('it does not hold a torch.save of {"w": tensors, "m": types}')
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -109,7 +109,7 @@ def _load(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content) for entry in entries):
             raise no_save
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises on malformed bytes is not documented, and is many things
+    except Exception as error:  # torch.load raises many undocumented types on malformed bytes
         raise no_save from error
     if not isinstance(saved, dict) or not all(isinstance(saved.get(part), dict) for part in ("w", "m")):
         raise no_save

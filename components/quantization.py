@@ -1,14 +1,13 @@
 """Rounding of weights: the one quantizer that late QAT and export share.
 
-A quantized matrix is int8 codes with one float16 scale a row; its value is ``code * scale``. The product of a code (at
-most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantized weight is the same on every device.
+A quantized matrix is int8 codes with one float16 scale per row; its value is ``code * scale``. The product of a code
+(at most 8 bits) and a float16 scale (11 bits) is exact in float32, so a dequantized weight is the same on all devices.
 
-Every step here has one result whatever runs it: eager or compiled, CPU or CUDA. Three things would break that, and
-shape the arithmetic below. Compiled CUDA code divides float32 approximately; eager CUDA divides by a Python number by
-multiplying with its reciprocal; and the compiler drops a rounding through float16 as a needless conversion. Hence
-quotients are taken in float64 and rounded to float32, which gives the correctly rounded float32 quotient even where
-the float64 one is a unit off (numerator and divisor are too short to come that near to a float32 midpoint), and the
-rounding to float16 is done on the bits.
+Every step here gives the same result eager or compiled, on CPU or CUDA. Three things would break that. Compiled CUDA
+code divides float32 approximately. Eager CUDA divides by a Python number by multiplying by its reciprocal. The
+compiler drops a rounding through float16 as a needless conversion. So quotients are computed in float64 and rounded to
+float32. That is the correctly rounded float32 quotient even if the float64 one is a unit off: numerator and divisor
+are too short to come that near to a float32 midpoint. Rounding to float16 is done on the bits.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ INT8_PERCENTILE = 0.9999984
 """Share of a row's magnitudes, by linear interpolation, that int8 storage keeps unclipped."""
 
 SMALLEST_SCALE = torch.finfo(torch.float16).smallest_normal
-"""The least scale of a row, so that a row of zeros can be divided by it; int8 rows of the public rule have 1/127."""
+"""The smallest scale of a row, so that a zero row can be divided by it; the public rule's int8 rows have 1/127."""
 
 LARGEST_CODE = {Storage.INT5: 15, Storage.INT6: 31, Storage.INT7: 63, Storage.INT8: 127}
 """The largest code of each quantized storage."""
@@ -71,7 +70,7 @@ class StoredTensor:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def is_sound(self) -> bool:
-        """Whether every number is finite and every code one that `quantize` may give."""
+        """Whether every number is finite and every code is one that `quantize` can give."""
         floats = self.values if self.scales is None else self.scales
         if not floats.isfinite().all():
             return False
@@ -82,7 +81,7 @@ class StoredTensor:
         return bool(smallest <= self.values.min() and self.values.max() <= largest)
 
     def dequantize(self) -> Tensor:
-        """The float32 tensor that these values stand for."""
+        """The float32 tensor that these values represent."""
         if self.scales is None:
             return self.values.float()
         return _dequantize(self.values, self.scales.float())
@@ -91,20 +90,19 @@ class StoredTensor:
 class Quantizer(ABC):
     """Decides the codes and scales of the matrices that an artifact stores.
 
-    The default is `Nearest`. A quantizer with another rule of rounding stands in its place by
-    ``--export.quantizer CLASS``.
+    The default is `Nearest`. ``--export.quantizer CLASS`` selects a quantizer with another rounding rule.
 
     Attributes:
         calibration_batches: Micro-batches of training data, over all ranks, that it must see before it quantizes; 0
-            where it looks at the weights alone.
+            if it uses only the weights.
     """
 
     calibration_batches: int = 0
 
     def calibrate(self, network: GPT, batches: Iterable[Tensor]) -> None:  # noqa: B027 (nothing to do is the default)
-        """Look at what a network computes with, before `quantize_all` is asked for the weights that it then has.
+        """Observe a network's computation before `quantize_all` is called with the same weights.
 
-        Every rank calls, with batches of its own.
+        Every rank calls, with its own batches.
 
         Args:
             network: The network, with the weights to quantize.
@@ -113,13 +111,13 @@ class Quantizer(ABC):
 
     @abstractmethod
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
-        """Store matrices, all of them at once so that those of one shape can share their work.
+        """Store all matrices at once, so that those of one shape can share work.
 
         Every rank calls with the same matrices and must return the same result.
 
         Args:
             matrices: float [rows, cols] by their names in the network, on any device.
-            storages: how each of them is to be stored; never float16.
+            storages: how to store each of them; never float16.
         """
 
     @abstractmethod
@@ -131,8 +129,8 @@ class Nearest(Quantizer):
     """Round every weight to the nearest code; see `quantize`.
 
     Args:
-        row_max_floor: A row of int5, int6 or int7 whose largest magnitude is under this is scaled as if it were this; 0
-            for none. The records of 21 March and 1 April have 1: no int6 scale is under 1/31. Int8 rows always have 1.
+        row_max_floor: An int5, int6 or int7 row whose largest magnitude is below this is scaled as if it were this; 0
+            for none. The March 21 and April 1 records use 1: no int6 scale is below 1/31. Int8 rows always use 1.
     """
 
     def __init__(self, row_max_floor: float = 0.0) -> None:
@@ -140,7 +138,7 @@ class Nearest(Quantizer):
         self.row_max_floor = row_max_floor
 
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
-        """Store each matrix by itself."""
+        """Store each matrix separately."""
         return {name: quantize(matrix.cpu(), storages[name], self.row_max_floor) for name, matrix in matrices.items()}
 
     def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
@@ -156,7 +154,7 @@ def store(
     Args:
         weights: float tensors by their names in the network, on any device.
         storages: how each of them is stored.
-        quantizer: what rounds those that are quantized.
+        quantizer: the quantizer for the quantized ones.
 
     Raises:
         UserError: a weight is not finite, or beyond the range of float16.
@@ -177,18 +175,18 @@ def store(
 
 
 def load_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The float32 weights that stored tensors stand for, by name."""
+    """The float32 weights that stored tensors represent, by name."""
     return {name: tensor.dequantize() for name, tensor in tensors.items()}
 
 
 def quantize(weight: Tensor, storage: Storage, row_max_floor: float = 0.0) -> StoredTensor:
-    """Store `weight`, per output row where `storage` is quantized.
+    """Store `weight`, per output row if `storage` is quantized.
 
     int5, int6 and int7: ``scale = float16(max(max|row|, floor) / c)`` with c = 15, 31 or 63,
     ``code = clamp(round(row / scale), -(c + 1), c)``. int8: the row is clipped at its `INT8_PERCENTILE`,
-    ``scale = max(clip, 1) / 127``, codes by the float32 scale, of which the float16 is stored (the public exporter's
-    rule). Halves round to even. Scales are at least the smallest normal float16, so a row of zeros stays one. A value
-    that is not finite, or a scale that overflows float16, gives a row that is not finite.
+    ``scale = max(clip, 1) / 127``; codes use the float32 scale, which is stored as float16 (the public exporter's
+    rule). Halves round to even. Scales are at least the smallest normal float16, so a zero row stays zero. A nonfinite
+    value, or a scale that overflows float16, gives a nonfinite row.
 
     Args:
         weight: float tensor, [rows, cols] unless `storage` is float16.
@@ -221,7 +219,7 @@ def fake_quantize(weight: Tensor, storage: Storage, row_max_floor: float = 0.0) 
 
 
 def check_row_max_floor(row_max_floor: float) -> None:
-    """Refuse a floor that is no magnitude.
+    """Reject a floor that is not a magnitude.
 
     Raises:
         UserError: The floor is negative, or beyond the range of float16.
@@ -234,13 +232,13 @@ def check_row_max_floor(row_max_floor: float) -> None:
 
 
 def row_max_scales(weight: Tensor, storage: Storage, floor: float) -> Tensor:
-    """Row maximum, at least the floor, over the largest code: float32 [rows] that float16 holds exactly."""
+    """Row maximum, at least the floor, over the largest code: float32 [rows], exact in float16."""
     row_max = weight.float().abs().amax(dim=1).clamp_min(floor)
     return round_to_float16(_divide(row_max, LARGEST_CODE[storage]).clamp_min(SMALLEST_SCALE))
 
 
 def _codes_and_scales(weight: Tensor, storage: Storage, row_max_floor: float) -> tuple[Tensor, Tensor]:
-    """int8 codes [rows, cols] and float32 scales [rows] that float16 holds exactly."""
+    """int8 codes [rows, cols] and float32 scales [rows], exact in float16."""
     weight = weight.float()
     largest = LARGEST_CODE[storage]
     if storage is Storage.INT8:
@@ -262,7 +260,7 @@ def _divide(values: Tensor, divisor: int) -> Tensor:
 
 
 def _codes(weight: Tensor, scales: Tensor, smallest: int, largest: int) -> Tensor:
-    """Each row over its scale, as the correctly rounded float32 quotient, rounded to int8 codes."""
+    """Each row divided by its scale, correctly rounded to float32 and then to int8 codes."""
     quotients = (weight.double() * scales.double().reciprocal()[:, None]).float()
     return quotients.round().clamp(smallest, largest).to(torch.int8)
 
@@ -273,14 +271,14 @@ def round_to_float16(values: Tensor) -> Tensor:
     dropped = 13  # bits of the float32 fraction that float16 lacks
     to_even = (bits >> dropped) & 1
     rounded = (((bits + ((1 << (dropped - 1)) - 1) + to_even) >> dropped) << dropped).view(torch.float32)
-    # The addition would wrap the bits of some NaNs round to zero, and hide them.
+    # The addition would wrap the bits of some NaNs to zero and hide them.
     return torch.where(values.isfinite(), rounded, values)
 
 
 def _row_clip(weight: Tensor) -> Tensor:
     """Each row's `INT8_PERCENTILE` of magnitudes, float32 [rows], as ``torch.quantile`` interpolates it.
 
-    ``torch.quantile`` itself takes no tensor over 16 million elements. The percentile lies between the two largest
+    ``torch.quantile`` itself rejects tensors over 16 million elements. The percentile lies between the two largest
     magnitudes of any row under 625,000 columns.
     """
     cols = weight.shape[1]
@@ -288,5 +286,5 @@ def _row_clip(weight: Tensor) -> Tensor:
     rank = float(np.float32(INT8_PERCENTILE) * np.float32(cols - 1))
     top = weight.abs().topk(min(2, cols), dim=1).values
     largest, second = top[:, 0], top[:, -1]
-    # Through float64, so that no compiler fuses product and difference into one rounding.
+    # Uses float64 so that no compiler fuses product and difference into one rounding.
     return largest - ((largest - second).double() * (math.ceil(rank) - rank)).float()

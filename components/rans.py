@@ -1,14 +1,14 @@
-"""Entropy coding of bytes under given frequency tables: range asymmetric numeral systems (rANS), many lanes at a time.
+"""Entropy coding of bytes with given frequency tables: range asymmetric numeral systems (rANS), many lanes at a time.
 
 Jarek Duda, "Asymmetric numeral systems: entropy coding combining speed of Huffman coding with compression rate of
-arithmetic coding", https://arxiv.org/abs/1311.2540. Unlike Huffman's, its codes take fractions of a bit, and the table
-may change with every symbol at no cost.
+arithmetic coding", https://arxiv.org/abs/1311.2540. Unlike Huffman codes, its codes take fractions of a bit, and the
+table can change with every symbol at no cost.
 
-Symbol i belongs to lane ``i % lanes``; each lane is one coder, and one numpy operation advances all of them by a
-symbol. All arithmetic is on integers, so the same symbols give the same bytes on every machine.
+Symbol i belongs to lane ``i % lanes``. Each lane is one coder, and one numpy operation advances all lanes by one
+symbol. All arithmetic uses integers, so the same symbols give the same bytes on every machine.
 
-Coded form, little-endian: the lanes' uint32 states as the decoder starts, then the uint16 words in the order the
-decoder takes them. The number of symbols and the tables are known to the decoder from elsewhere.
+Coded form, little-endian: the lanes' uint32 states at the decoder's start, then the uint16 words in the order the
+decoder reads them. The decoder gets the number of symbols and the tables from elsewhere.
 """
 
 import numpy as np
@@ -19,21 +19,21 @@ PRECISION = 12
 
 _TOTAL = 1 << PRECISION
 _ALL_SYMBOLS = np.arange(256, dtype=np.uint8)
-_LOWEST_STATE = 1 << 16  # states live in [2**16, 2**32), and move 16 bits at a time
+_LOWEST_STATE = 1 << 16  # states are in [2**16, 2**32) and shift 16 bits at a time
 _SYMBOLS_PER_LANE = 32_768  # fewer lanes waste fewer starting bits, more take fewer steps
 
 
 class CorruptStreamError(ValueError):
-    """The coded bytes do not decode to the number of symbols asked for."""
+    """The coded bytes do not decode to the requested number of symbols."""
 
 
 def frequency_table(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The counts [256] scaled to sum to ``2**PRECISION``, none of them to zero; all zero where the counts are."""
+    """Counts [256] scaled to sum to ``2**PRECISION``, none of them to zero; all zero if all counts are."""
     total = int(counts.sum())
     if total == 0:
         return np.zeros(256, np.uint16)
     scaled = np.where(counts > 0, np.maximum((2 * counts * _TOTAL + total) // (2 * total), 1), 0)
-    # Rounding leaves the sum a little off; the most frequent symbols bear it, where it costs least.
+    # Rounding leaves the sum slightly off; correcting the most frequent symbols costs least.
     while excess := int(scaled.sum()) - _TOTAL:
         scaled[scaled.argmax()] -= 1 if excess > 0 else -1
     return scaled.astype(np.uint16)
@@ -70,16 +70,16 @@ def encode(symbols: NDArray[np.uint8], tables: NDArray[np.uint16], table_of: NDA
 
 
 def decode(coded: bytes, tables: NDArray[np.uint16], table_of: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """The symbols, uint8 [n], of which `encode` made `coded`.
+    """The symbols, uint8 [n], that `encode` turned into `coded`.
 
     Args:
         coded: what `encode` returned.
         tables: the frequency tables that `encode` had.
-        table_of: uint16 [n], as `encode` had it; it also says how many symbols to decode.
+        table_of: uint16 [n], as `encode` had it; its length is the number of symbols.
 
     Raises:
-        CorruptStreamError: `coded` is too short or too long or does not end as coding began, or a symbol's table is
-            not a frequency table.
+        CorruptStreamError: `coded` has the wrong length or a wrong final state, or a symbol's table is not a frequency
+            table.
     """
     num_symbols = table_of.size
     lanes = _num_lanes(num_symbols)

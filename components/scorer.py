@@ -1,4 +1,4 @@
-"""Scoring a network on a text: one loop, for the validations of a fit, for ``validate`` and for the export."""
+"""Scoring a network on a text: one loop for validation during a fit, for ``validate`` and for export."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from components.scoring import BitsPerByte, Chunk, Score, WindowLoader
 class Scorer:
     """Goes through a text's windows, batch by batch and chunk by chunk.
 
-    A scorer that does something between chunks, such as training on what it has scored, sets ``chunk_tokens`` and
-    ``after_chunk``; a rank has scored all of its batches of a chunk before it calls that.
+    A scorer that acts between chunks, such as by training on what it has scored, sets ``chunk_tokens`` and overrides
+    ``after_chunk``. A rank calls it after scoring all of its batches of a chunk.
     """
 
     chunk_tokens: int = 0
@@ -28,7 +28,7 @@ class Scorer:
         Args:
             network: Maps input ids [B, T] and target ids [B, S] to nats [B, S].
             windows: This rank's windows; every rank calls with its own.
-            progress: What this rank's progress bar says; None for no bar.
+            progress: Text of this rank's progress bar; None for no bar.
 
         Returns:
             The totals over all ranks.
@@ -47,13 +47,13 @@ class Scorer:
         return score
 
     def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk, is_last: bool) -> None:
-        """Do what follows a chunk that has been scored: nothing."""
+        """Run after each scored chunk; does nothing here."""
 
     def check(self, seq_len: int) -> None:
-        """Refuse, with a UserError, settings that do not go with windows of this many targets: none."""
+        """Reject, with a UserError, settings that do not fit windows of this many targets; none here."""
 
     def summary(self) -> dict[str, Any]:
-        """What the run's record says of the scoring, beside the score: nothing."""
+        """Entries for the run's record other than the score; none here."""
         return {}
 
 
@@ -62,17 +62,17 @@ class SlidingWindows(Scorer):
 
 
 class ScoringPass:
-    """One scoring of a text, ready to be made: the one batch of a validation.
+    """One scoring of a text, ready to run: the one batch of a validation.
 
     Args:
         windows: This rank's windows of the text.
-        scorer: What goes through them.
-        title: What a progress bar says.
+        scorer: The scorer to run.
+        title: Text of the progress bar.
     """
 
     def __init__(self, windows: WindowLoader, scorer: Scorer, title: str) -> None:
         self.windows, self.scorer, self.title = windows, scorer, title
 
     def run(self, network: nn.Module, show_progress: bool) -> Score:
-        """Score the network; every rank must."""
+        """Score the network; every rank must call."""
         return self.scorer.score(network, self.windows, self.title if show_progress else None)

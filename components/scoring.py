@@ -20,9 +20,9 @@ class ScoringConfig:
     """How validation text is scored.
 
     Args:
-        seq_len: Targets a window spans, the most context that a prediction sees, in tokens.
+        seq_len: Targets that a window spans; the most context that a prediction sees, in tokens.
         stride: Tokens from one window's start to the next; each window after the first scores its last stride tokens.
-        val_stride: The stride of the validations during training; 0 for whole windows, which do not overlap.
+        val_stride: The stride for validation during training; 0 for whole windows, which do not overlap.
         max_tokens: Number of validation ids to score, from the first on; 0 for all.
         windows_per_batch: Windows in one forward pass.
     """
@@ -34,7 +34,7 @@ class ScoringConfig:
     windows_per_batch: int = 32
 
     def __post_init__(self) -> None:
-        """Refuse windows that would skip targets or score nothing.
+        """Reject windows that would skip targets or score nothing.
 
         Raises:
             UserError: A stride is 0 or over the window, or a size is not positive.
@@ -60,7 +60,7 @@ class Windows:
     """The windows that score every target of a stream exactly once.
 
     Window i spans the targets from ``i * stride``, at most ``seq_len`` of them, and scores those that no earlier
-    window spanned: the first all of its own, each later one its last ``stride``, the last one what is left.
+    window spanned. The first scores all of its targets, each later one its last ``stride``, the last one the rest.
 
     Args:
         num_targets: Targets in the stream, one fewer than its ids.
@@ -73,7 +73,7 @@ class Windows:
     stride: int
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return 1 + -(-max(0, self.num_targets - self.seq_len) // self.stride)
 
     def spans(self, indices_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,8 +87,7 @@ class Windows:
 class WindowBatch(NamedTuple):
     """B windows of T inputs for one forward pass, with the targets of their last S positions.
 
-    What a window spans beyond the stream's end is padding: causal, so that it touches no scored position, and not
-    scored.
+    Positions beyond the stream's end are padding. It is not scored and, by causality, affects no scored position.
     """
 
     input_ids: Tensor  # int64 [B, T]
@@ -98,9 +97,9 @@ class WindowBatch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A run of windows and a run of targets, each given as first and end (exclusive).
+    """A range of windows and a range of targets, each given as first and end (exclusive).
 
-    Once these windows and those before them are scored, so is every target before ``end_target``; the last of them may
+    Once these windows and those before them are scored, so is every target before ``end_target``. The last window may
     score some targets beyond it.
     """
 
@@ -113,18 +112,17 @@ class Chunk(NamedTuple):
 class WindowLoader:
     """Batches of one rank's windows, assembled on the device from one resident copy of the ids.
 
-    The first window scores all of its targets and has a batch to itself; every later one scores among its last
-    ``stride``, and only those targets are in its batch. So there are two shapes of batch at the most, and where the
-    stride is the whole window, one. Ranks take whole batches in turn, so over all of them each window comes exactly
-    once.
+    The first window scores all of its targets and has its own batch. Every later one scores only within its last
+    ``stride`` targets, and only those are in its batch. So there are at most two batch shapes, and only one if the
+    stride is the whole window. Ranks take whole batches in turn, so over all ranks each window appears exactly once.
 
     Args:
         ids: The stream, integers [N], at least two.
-        byte_table: Bytes that each id stands for.
+        byte_table: Bytes that each id represents.
         seq_len: Targets that a window spans.
         stride: Targets from one window's start to the next.
-        windows_per_batch: Windows a batch.
-        device: Where batches are wanted.
+        windows_per_batch: Windows per batch.
+        device: The batches' device.
         rank: This process among ``world_size``.
         world_size: Processes that share the work.
     """
@@ -158,14 +156,13 @@ class WindowLoader:
         return self.batches(whole)
 
     def chunks(self, num_targets: int = 0) -> list[Chunk]:
-        """Cut the text at every so many targets; 0 for one chunk of all of it.
+        """Cut the text into chunks of ``num_targets`` targets; 0 for one chunk.
 
-        A window belongs to the chunk that its first scored target is in. A chunk in which no window begins to score
-        has none.
+        A window belongs to the chunk that its first scored target is in. A chunk may have no windows.
         """
         total = self.windows.num_targets
         edges = [*range(0, total, num_targets), total] if num_targets else [0, total]
-        # Window i > 0 scores from (i - 1) * stride + seq_len on: the first that does so at or beyond each edge.
+        # Window i > 0 scores from (i - 1) * stride + seq_len on. Find the first at or beyond each edge.
         first_windows = [
             min(
                 len(self.windows),
@@ -194,7 +191,7 @@ class WindowLoader:
         return [*range(num_alone), *shared][self.rank :: self.world_size]
 
     def _assemble(self, first: int, end: int) -> WindowBatch:
-        """The windows from ``first`` on; those past ``end`` are repeats of the last one that score nothing."""
+        """The windows from ``first`` on; those past ``end`` repeat the last one and score nothing."""
         alone = first == 0 and self.windows.stride < self.windows.seq_len
         num_windows, num_scored = (1, self.windows.seq_len) if alone else (self.windows_per_batch, self.windows.stride)
         indices = torch.arange(first, first + num_windows, device=self.device)
@@ -220,19 +217,19 @@ class Score(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy of a target, in nats."""
+        """Mean cross-entropy per target, in nats."""
         return self.nats / self.num_tokens
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model needs for a byte of the text."""
+        """Bits that the model needs per byte of text."""
         return self.nats / math.log(2) / self.num_bytes
 
 
 class BitsPerByte(Metric):
     """Total nats over total bytes: float64 and int64 sums, so that splitting the text over ranks changes nothing.
 
-    Bits per byte, unlike the mean loss, compares across vocabularies: nats / ln 2 / bytes of the text.
+    Bits per byte, nats / ln 2 / bytes of text, is comparable across vocabularies; mean loss is not.
     """
 
     full_state_update = False
@@ -252,7 +249,7 @@ class BitsPerByte(Metric):
 
         Args:
             nats: Cross-entropy of each target, float [B, S].
-            batch: The windows that they are of.
+            batch: The windows of these targets.
         """
         self.nats += nats.double().masked_fill(~batch.scored, 0.0).sum()
         self.num_bytes += batch.target_bytes.sum()

@@ -1,7 +1,7 @@
 """How each weight is stored: an ordered list of rules, the same for late QAT, export and the artifact's settings.
 
-The first rule that fits a tensor decides. There is no catch-all on purpose: a large tensor that no rule names is an
-error before a run begins, not a surprise in its file.
+The first rule that matches a tensor applies. There is no catch-all, by design: a large tensor that no rule matches is
+an error before a run begins, not a surprise in its file.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Storage(StrEnum):
 
 @dataclass(frozen=True)
 class StorageRule:
-    """How the tensors of certain names and sizes are stored.
+    """How tensors with certain names and sizes are stored.
 
     Args:
-        names: Pattern of parameter names, where * stands for any text; block numbers may be counted from the end, as
+        names: Pattern of parameter names, where * matches any text; block numbers may be counted from the end, as
             in blocks.-1.attn.c_k.weight for the last block.
         storage: How such a tensor is stored. Quantized ones are stored per row, so they must be matrices.
-        at_most: The rule is for tensors of at most this many elements; 0 for any number.
+        at_most: The rule applies to tensors of at most this many elements; 0 for no limit.
         qat: Whether forward passes see the stored values once late QAT has begun.
     """
 
@@ -53,7 +53,7 @@ class StorageRule:
     qat: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a rule that cannot mean anything.
+        """Reject a rule that is meaningless.
 
         Raises:
             UserError: The pattern is empty or too long, the size is negative, or float16 is to be faked.
@@ -79,7 +79,7 @@ class StorageRule:
         return Storage(self.storage)
 
     def fits(self, name: str, num_blocks: int, num_elements: int) -> bool:
-        """Whether the rule is for a tensor of this name and size in a network of so many blocks."""
+        """Whether the rule matches a tensor of this name and size in a network of this many blocks."""
         if self.at_most and num_elements > self.at_most:
             return False
         from_the_end = _BLOCK.sub(lambda found: f"blocks.{int(found[1]) - num_blocks}.", name)
@@ -94,11 +94,11 @@ RECIPE = (
     StorageRule("blocks.*.mlp.*.weight", "int5", qat=True),
     StorageRule("blocks.*.attn.*.weight", "int6", qat=True),
 )
-"""The recipe's rules: tables are rounded once, at export; block matrices train as they will be stored."""
+"""The recipe's rules: tables are rounded only at export; block matrices train as they will be stored."""
 
 
 def keep_last_keys(num_blocks: int) -> tuple[StorageRule, ...]:
-    """Rules, to stand before others, that keep the key projections of the last so many blocks in float16."""
+    """Rules, to go first, that keep the key projections of the last ``num_blocks`` blocks in float16."""
     return tuple(StorageRule(f"blocks.-{i}.attn.c_k.weight", "float16") for i in range(1, num_blocks + 1))
 
 
@@ -107,10 +107,10 @@ def assign(shapes: Mapping[str, Sequence[int]], rules: Iterable[StorageRule]) ->
 
     Args:
         shapes: Each tensor's shape by its name in the network.
-        rules: The rules, the first that fits deciding.
+        rules: The rules; the first match applies.
 
     Raises:
-        UserError: No rule names a tensor, or one asks for rows of a tensor that is not a matrix.
+        UserError: No rule matches a tensor, or one quantizes a tensor that is not a matrix.
     """
     rules = tuple(rules)
     num_blocks = 1 + max((int(found[1]) for name in shapes if (found := _BLOCK.match(name))), default=-1)

@@ -1,4 +1,4 @@
-"""Score-first test-time training: the network goes on learning from text that has been scored, never before.
+"""Score-first test-time training: the network learns from text only after that text has been scored.
 
 Source of the rule and its settings: openai/parameter-golf, pull requests 549 and 1493. A target is scored once, by
 weights that have seen only what comes before its chunk.
@@ -22,17 +22,17 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class ScoreFirstTraining(Scorer):
-    """Score a chunk of the text, then train all weights on it with SGD, and go on to the next chunk.
+    """Score a chunk of the text, train all weights on it with SGD, and continue with the next chunk.
 
-    The learning rate falls over the chunks by half a cosine; momentum is carried over all of them. The last chunk is
-    not trained on, since nothing would be scored with what it taught. Afterward the network has its weights again.
+    The learning rate falls over the chunks by half a cosine; momentum carries over between chunks. The last chunk is
+    not trained on, because nothing is scored after it. The network's original weights are then restored.
 
     Args:
         chunk_tokens: Targets that are scored before the network trains on them.
         epochs: Passes over a chunk's sequences; 0 for none, which is plain sliding-window scoring.
-        lr: Learning rate at the first chunk.
+        lr: Learning rate for the first chunk.
         momentum: Share of SGD's momentum buffer that is kept each step.
-        batch_seqs: Sequences of a step over all ranks.
+        batch_seqs: Sequences per step over all ranks.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ScoreFirstTraining(Scorer):
         self._trained: list[list[int]] = []
 
     def check(self, seq_len: int) -> None:
-        """Refuse chunks that hold no training sequence.
+        """Reject chunks that hold no training sequence.
 
         Raises:
             UserError: A chunk is shorter than a window.
@@ -75,7 +75,7 @@ class ScoreFirstTraining(Scorer):
             )
 
     def score(self, network: nn.Module, windows: WindowLoader, progress: str | None = None) -> Score:
-        """Score every rank's windows, training in between, and give the network its weights back; see `Scorer`."""
+        """Score every rank's windows, training in between, then restore the network's weights; see `Scorer`."""
         parameters: list[Tensor] = list(network.parameters())
         saved = [p.detach().clone() for p in parameters]
         self._optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
@@ -89,7 +89,7 @@ class ScoreFirstTraining(Scorer):
             network.zero_grad(set_to_none=True)
 
     def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk, is_last: bool) -> None:
-        """Train on the chunk's whole sequences, each batch of them shared out over the ranks."""
+        """Train on the chunk's complete sequences, each batch split over the ranks."""
         seq_len = windows.windows.seq_len
         num_sequences = (chunk.end_target - chunk.first_target) // seq_len
         if is_last or not self.epochs or not num_sequences:
@@ -99,7 +99,7 @@ class ScoreFirstTraining(Scorer):
         position = chunk.first_target // self.chunk_tokens / max(1, num_chunks - 1)
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr * (1 + math.cos(math.pi * position)) / 2
-        # One id more than the targets: the input of the first.
+        # One more id than targets: the first one's input.
         ids = windows.ids[chunk.first_target : chunk.first_target + num_sequences * seq_len + 1].long()
         with torch.enable_grad():
             for _ in range(self.epochs):
@@ -116,7 +116,7 @@ class ScoreFirstTraining(Scorer):
             (network(share[:, :-1], share[:, 1:]).sum() / (len(batch) * seq_len)).backward()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         if world_size > 1:
-            # A rank without a sequence, or a weight without a gradient on it, adds nothing.
+            # A rank without sequences, or a weight without a gradient there, adds nothing.
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
@@ -126,7 +126,7 @@ class ScoreFirstTraining(Scorer):
         self._optimizer.step()
 
     def summary(self) -> dict[str, Any]:
-        """The settings, and of each training the targets [first, end) and up to which target all was scored then."""
+        """The settings and, for each training, its targets [first, end) and the end of what had been scored."""
         return {
             "test_time_training": {
                 "chunk_tokens": self.chunk_tokens,
@@ -140,5 +140,5 @@ class ScoreFirstTraining(Scorer):
 
 
 def _batches(ids: Tensor, seq_len: int, batch_seqs: int) -> Iterator[Tensor]:
-    """Sequences that do not overlap, each with the id that follows it, in batches of at most so many."""
+    """Nonoverlapping sequences, each with the id that follows it, in batches of at most ``batch_seqs``."""
     return iter(ids.unfold(0, seq_len + 1, seq_len).split(batch_seqs))

@@ -1,17 +1,16 @@
-"""The statistical model under which an artifact's weights are coded, near to their entropy.
+"""The statistical model used to code an artifact's weights to near their entropy.
 
 Every tensor is cut into planes: matrices of bytes, each of one kind. A quantized matrix is a plane of int5, int6, int7
-or int8 codes [rows, cols]; its scales, and every float16 tensor, are a plane of high bytes (sign, exponent, two bits of
-fraction) and a plane of low bytes (the rest of the fraction). A tensor that is no matrix counts as one row, and one of
-more than two dimensions keeps its first as rows.
+or int8 codes [rows, cols]. Its scales, and every float16 tensor, are a plane of high bytes (sign, exponent, two bits of
+fraction) and a plane of low bytes (the rest of the fraction). A tensor with fewer than two dimensions counts as one
+row; one with more keeps its first dimension as rows.
 
-A weight's size is mostly a matter of its row and its column: rows differ by how far their largest value stands out,
-columns by how strongly their input acts. So each row and each column of a plane has a level, in quarter octaves of
-mean magnitude, a column's being what its row levels leave unexplained; and each byte is coded under the frequency
-table of its kind and of the sum of its row's and its column's level. The tables serve all tensors of a kind. Low bytes
-have no levels, for they are noise.
+A weight's size depends mostly on its row and column. Rows differ by how far their largest value stands out, columns by
+how strongly their input acts. So each row and column of a plane has a level, in quarter octaves of mean magnitude; a
+column's level is what its row levels leave unexplained. Each byte is coded with the frequency table of its kind and of
+the sum of its row and column levels. All tensors of a kind share the tables. Low bytes are noise and have no levels.
 
-All is integer arithmetic: the same tensors give the same tables and codes on every machine.
+All arithmetic uses integers, so the same tensors give the same tables and codes on every machine.
 """
 
 import math
@@ -27,13 +26,13 @@ from components import rans
 from components.quantization import Storage, StoredTensor
 
 _LEVELS = 128
-_LEAST_LINE = 128  # a row or column of fewer values has no level of its own: it would cost more than it tells
+_LEAST_LINE = 128  # a row or column with fewer values has no level, which would cost more than it saves
 
 
 class _Kind(IntEnum):
     """What the bytes of a plane are, in the order in which planes are coded.
 
-    A new kind goes to the end, so that what was coded without it still decodes.
+    New kinds go at the end, so that older data still decodes.
     """
 
     INT5 = 0
@@ -45,7 +44,7 @@ class _Kind(IntEnum):
 
 
 NUM_KINDS = len(_Kind)
-"""How many kinds of planes there are; models made when there were fewer are shorter."""
+"""The number of plane kinds; models made when there were fewer are shorter."""
 
 _CODES = {
     Storage.INT5: _Kind.INT5,
@@ -65,7 +64,7 @@ class TensorForm:
 
 @dataclass(frozen=True)
 class _PlaneForm:
-    """A plane's kind and shape, and which tensor it belongs to."""
+    """A plane's kind, shape and tensor."""
 
     tensor: int
     kind: _Kind
@@ -94,10 +93,10 @@ class _Fit:
 
 
 def encode_tensors(tensors: Sequence[StoredTensor]) -> tuple[bytes, bytes]:
-    """The model of the tensors, and their values coded under it.
+    """The model of the tensors, and their values coded with it.
 
     The model, of `model_bytes` bytes, is each plane's levels (int8, rows before columns; none for low bytes), then all
-    frequency tables' low bytes, then their high bytes; it is for the caller to compress. Planes go by kind, then by
+    frequency tables' low bytes, then their high bytes. The caller compresses it. Planes are ordered by kind, then by
     tensor. The values are one stream of `components.rans`.
     """
     fit = _fit(tensors)
@@ -107,17 +106,17 @@ def encode_tensors(tensors: Sequence[StoredTensor]) -> tuple[bytes, bytes]:
 
 
 def model_bytes(forms: Sequence[TensorForm], num_kinds: int = NUM_KINDS) -> int:
-    """Length of the model of tensors of these forms, made when there were so many kinds."""
+    """Length of the model of tensors with these forms, made with ``num_kinds`` kinds."""
     return sum(plane.num_levels for plane in _planes(forms)) + _tables_bytes(num_kinds)
 
 
 def decode_tensors(
     forms: Sequence[TensorForm], model: bytes, values: bytes, num_kinds: int = NUM_KINDS
 ) -> list[StoredTensor]:
-    """The tensors of these forms that `encode_tensors` turned into `model` and `values`.
+    """The tensors that `encode_tensors` turned into `model` and `values`.
 
     Args:
-        forms: how each tensor is stored, none of a kind that there was not when the model was made.
+        forms: how each tensor is stored, using only the first ``num_kinds`` kinds.
         model: the model, of `model_bytes` bytes.
         values: the coded values.
         num_kinds: how many kinds there were when the model was made.
@@ -141,7 +140,7 @@ def decode_tensors(
 
 
 def coded_sizes(tensors: Sequence[StoredTensor]) -> list[float]:
-    """How many bytes the values of each tensor take in the coded stream of them all."""
+    """How many bytes each tensor's values take in the shared coded stream."""
     fit = _fit(tensors)
     bits = np.where(fit.counts > 0, rans.PRECISION - np.log2(np.maximum(fit.frequencies, 1)), 0.0)
     sizes = [0.0] * len(tensors)
@@ -173,7 +172,7 @@ def _tables_bytes(num_kinds: int) -> int:
 
 
 def _planes(forms: Sequence[TensorForm]) -> list[_PlaneForm]:
-    """All planes of tensors of these forms, in coded order."""
+    """All planes of tensors with these forms, in coded order."""
     planes = []
     for index, form in enumerate(forms):
         rows, cols = _as_matrix(form.shape)
@@ -237,7 +236,7 @@ def _tables_of(plane: _PlaneForm, levels: NDArray[np.int8]) -> NDArray[np.uint16
 
 
 def _rounded(numerator: NDArray[np.int64], denominator: int) -> NDArray[np.int64]:
-    """Nearest whole numbers to the quotients."""
+    """The quotients, rounded to integers."""
     return (2 * numerator + denominator) // (2 * denominator)
 
 
@@ -248,7 +247,7 @@ def _joined(parts: Sequence[NDArray], dtype: type) -> NDArray:
 def _magnitudes() -> dict[_Kind, NDArray[np.uint16]]:
     """For each byte of a plane, a number that grows by `_LEVEL` with every quarter octave of its magnitude.
 
-    A positive float16, read as an integer, is such a number: it grows by 1024 an octave.
+    A positive float16, read as an integer, is such a number: it grows by 1024 per octave.
     """
     codes = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)
     of_code = (2 * np.abs(codes) + 1).astype(np.float16).view(np.uint16)

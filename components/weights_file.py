@@ -16,7 +16,7 @@ from components.errors import UserError
 from components.files import read_user_file, write_user_file
 
 MAX_FILE_BYTES = 4 * MAX_ELEMENTS + (1 << 20)
-"""Larger files are refused unread: an artifact could not hold so many values."""
+"""Larger files are rejected unread: an artifact could not hold that many values."""
 
 _SETTINGS = "settings"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,7 +27,7 @@ class FloatWeights:
     """What a file holds.
 
     Attributes:
-        settings: the network's settings; None where the file, written by another program, does not say.
+        settings: the network's settings; None if the file, written by another program, does not say.
         weights: float32 weights by name.
     """
 
@@ -36,7 +36,7 @@ class FloatWeights:
 
 
 def write_weights(path: Path, settings: Mapping[str, Setting], weights: Mapping[str, Tensor]) -> None:
-    """Write float32 weights and the network's settings, whole or not at all.
+    """Write float32 weights and the network's settings, atomically.
 
     Raises:
         UserError: the file cannot be written.
@@ -50,7 +50,7 @@ def read_weights(path: Path) -> FloatWeights:
     """Read what `write_weights` or another program wrote.
 
     Raises:
-        UserError: the file cannot be read, is no such file, or holds something other than float weights.
+        UserError: the file cannot be read, is not such a file, or holds something other than float weights.
     """
     remedy = "give a .safetensors file of float weights"
     data = read_user_file(path, MAX_FILE_BYTES)
@@ -59,7 +59,7 @@ def read_weights(path: Path) -> FloatWeights:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         written = (header.get("__metadata__") or {}).get(_SETTINGS)
         settings = None if written is None else json.loads(written)
-    except Exception as error:  # of an unknown type or an impossible shape the library raises many things
+    except Exception as error:  # unknown types and impossible shapes raise many error types
         raise UserError(f"{path} is not a sound .safetensors file; {remedy}.") from error
     if settings is not None and not (
         isinstance(settings, dict) and all(isinstance(value, Setting) for value in settings.values())
