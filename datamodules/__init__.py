@@ -1,1 +1,1 @@
-"""Token shards and the streams read from them: the file format, what each rank reads, and how text becomes shards."""
+"""Token shards and streams: the file format, what each rank reads, and how text becomes shards."""

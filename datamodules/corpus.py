@@ -1,7 +1,7 @@
-"""The demo's text, from what every Python installation carries: `python -m datamodules.corpus --out FOLDER`.
+"""Build the demo corpus from the Python installation itself: `python -m datamodules.corpus --out FOLDER`.
 
-The text is the documentation topics of the standard library and, for each of its modules, the docstrings and the
-source without them. No module is imported. A folder that is complete and was made by this code on this Python is kept.
+The text is the standard library's documentation topics and, for each module, its docstrings and the rest of its
+source. No module is imported. A complete folder that this code made on this Python is kept.
 """
 
 import argparse
@@ -29,20 +29,20 @@ VAL_BYTES = 200_000
 SEED = 1337
 
 _NOT_PROSE_OR_PLAIN_CODE = {"test", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
-"""Left out: tests (larger than all the rest), tables, frozen grammars, toys."""
+"""Excluded: tests (larger than everything else), tables, frozen grammars, toys."""
 
 _CODE = ("corpus", "documents", "manifest", "prepare", "shards", "tokenizer")
 
 
 def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = None) -> Manifest:
-    """Make the demo's data folder, unless it is there, complete and up to date.
+    """Build the demo's data folder unless it is already complete and up to date.
 
-    The validation split is a random choice of documents under a fixed seed, with `VAL_BYTES` of text in all. No
-    document occurs twice.
+    The validation split is a random sample of documents with a fixed seed, `VAL_BYTES` of text in total. No document
+    occurs twice.
 
     Args:
         folder: where shards, tokenizer and manifest go.
-        documents: the texts; by default those of this Python's standard library.
+        documents: the texts; defaults to this Python's standard library.
     """
     source = f"Python {platform.python_version()} standard library, fingerprint {_fingerprint()}"
     manifest = Manifest.read(folder)
@@ -61,7 +61,7 @@ def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = N
 
 
 def _fingerprint() -> str:
-    """A digest of everything that the bytes of the corpus depend on."""
+    """A digest of everything that determines the bytes of the corpus."""
     code = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in _CODE)
     parts = [sys.version.encode(), sentencepiece.__version__.encode(), *code]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -80,7 +80,7 @@ def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def standard_library() -> Iterator[str]:
-    """The texts: each documentation topic, and for each module its docstrings and the rest of its source."""
+    """Yield each documentation topic, then each module's docstrings and the rest of its source."""
     yield from topics.values()
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -91,7 +91,7 @@ def standard_library() -> Iterator[str]:
 
 
 def _docstrings_and_code(source: str) -> tuple[str, str]:
-    """Split a module's source in two, so that no text is in both parts."""
+    """Split a module's source into two parts that share no text."""
     docstrings = []
     docstring_lines: set[int] = set()
     with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
@@ -104,13 +104,13 @@ def _docstrings_and_code(source: str) -> tuple[str, str]:
         if docstring and isinstance(first, ast.Expr) and first.end_lineno:
             docstrings.append(docstring)
             docstring_lines.update(range(first.lineno, first.end_lineno + 1))
-    # Lines as the parser counts them: `splitlines` would also cut at form feeds.
+    # Count lines as the parser does: `splitlines` would also split at form feeds.
     lines = enumerate(source.split("\n"), start=1)
     return "\n\n".join(docstrings), "\n".join(line for number, line in lines if number not in docstring_lines)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.corpus", description="Make the demo's data folder out of Python's standard library."
     )

@@ -1,6 +1,6 @@
-"""Reading documents from JSONL, Parquet or plain text, uncompressed or in gzip or zstd, from a path or standard input.
+"""Read documents from JSONL, Parquet or plain text, optionally gzip or zstd, from a path or standard input.
 
-A document is the UTF-8 bytes of its text. Only one document (one row group of Parquet) is in memory at a time.
+A document is the UTF-8 bytes of its text. Only one document (or Parquet row group) is in memory at a time.
 """
 
 import io
@@ -28,17 +28,17 @@ _PARQUET_ROWS = 1024
 
 
 def read_documents(source: str, file_format: Format | None = None) -> Iterator[bytes]:
-    """The documents of one file in order, as UTF-8 texts; compression is recognized by the file's first bytes.
+    """Yield one file's documents in order as UTF-8; compression is detected from the file's first bytes.
 
     Args:
         source: a path, or `-` for standard input.
-        file_format: JSONL has an object with a `text` string on each line, Parquet a `text` column, and a plain text
-            file is one document. None takes the format from the file name (an unknown suffix means plain text, standard
-            input means JSONL).
+        file_format: JSONL has an object with a `text` string on each line. Parquet has a `text` column. A plain text
+            file is one document. None infers the format from the file name: an unknown suffix means plain text, and
+            standard input means JSONL.
 
     Raises:
-        UserError: the file is missing, damaged or not of this format, or a document is too large. The message names
-            file and line.
+        UserError: the file is missing, damaged or in another format, or a document is too large. The message gives
+            the file and line.
     """
     file_format = file_format or _format_of(source)
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "text": _read_text}
@@ -65,7 +65,7 @@ def _decompressed(file: BinaryIO) -> BinaryIO:
     first_bytes = file.peek(4)
     for magic, compression in _COMPRESSION_BY_MAGIC.items():
         if first_bytes.startswith(magic):
-            # pyarrow's decompression, unlike zstandard's, reports a stream that was cut short.
+            # Unlike zstandard's, pyarrow's decompression reports a truncated stream.
             return io.BufferedReader(pyarrow.CompressedInputStream(file, compression), 1 << 20)
     return file
 

@@ -1,7 +1,7 @@
 """Download a published FineWeb export from the Hugging Face hub: `python -m datamodules.download`.
 
-Files are fetched into a folder aside and checked there. They take their names once all of them are complete, so a file
-under its own name can be trusted. Complete files of an interrupted attempt are not fetched again.
+Files are downloaded to a temporary folder and checked there. They are moved into place once all are complete, so a
+file under its final name can be trusted. Complete files from an interrupted attempt are not downloaded again.
 """
 
 import argparse
@@ -27,9 +27,9 @@ REPOSITORIES = {
     "sp4096": "kevclark/parameter-golf",
     "sp8192": "kevclark/parameter-golf",
 }
-"""The repository in which each variant is known to be published."""
+"""The repository where each variant is known to be published."""
 ROOT = PurePosixPath("datasets")
-"""An export lies under this folder of its repository, and locally under the output folder."""
+"""An export's folder, both in its repository and under the output folder."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class PublishedVariant:
     tokenizer_path: str
     num_shards: dict[Split, int]
     counts: dict[Split, dict[str, int]]
-    """The manifest's "tokens" and "docs" of each whole split, where it gives them."""
+    """The manifest's "tokens" and "docs" for each whole split, if given."""
 
     @classmethod
     def of(cls, manifest: Any, variant: str) -> "PublishedVariant":
         """Find a variant in the export's manifest.
 
         Raises:
-            UserError: there is no such variant, or the manifest does not describe it.
+            UserError: the variant does not exist, or the manifest does not describe it.
         """
         dataset = f"fineweb10B_{variant}"
         try:
@@ -79,20 +79,20 @@ class PublishedVariant:
 
 
 def download(out: Path, variant: str, num_train_shards: int, repository: str | None = None) -> str:
-    """Download a variant's whole validation split, its first train shards and its tokenizer.
+    """Download a variant's full validation split, first train shards and tokenizer.
 
     Args:
-        out: gets `datasets/fineweb10B_<variant>/` and `tokenizers/`. Complete shards that are there already are kept.
+        out: gets `datasets/fineweb10B_<variant>/` and `tokenizers/`. Complete shards already there are kept.
         variant: the tokenizer's kind and vocabulary size, such as sp1024.
-        num_train_shards: number of train shards, of 100,000,000 tokens each.
-        repository: the dataset on the hub, as owner/name; None for the variant's own in `REPOSITORIES`.
+        num_train_shards: number of train shards, 100,000,000 tokens each.
+        repository: the dataset on the hub, as owner/name; None uses the variant's entry in `REPOSITORIES`.
 
     Returns:
-        The settings to give to `fit`.
+        The settings to pass to `fit`.
 
     Raises:
-        UserError: no repository is known for the variant, or a file is missing, stays damaged or cannot be fetched.
-            Every file under its own name is complete even then.
+        UserError: no repository is known for the variant, or a file is missing, stays damaged or cannot be downloaded.
+            Even then, every file under its final name is complete.
     """
     repository = repository or REPOSITORIES.get(variant)
     if repository is None:
@@ -149,7 +149,7 @@ def _open_checked(path: Path, vocab_size: int) -> TokenIds:
 
 
 def _is_complete(path: Path, vocab_size: int) -> bool:
-    """Whether an undamaged shard is there already; a damaged one is deleted."""
+    """Whether an intact shard already exists; a damaged one is deleted."""
     try:
         _open_checked(path, vocab_size)
     except UserError:
@@ -175,7 +175,7 @@ def _check_counts(split: Split, paths: list[Path], expected: dict[str, int], bos
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.download", description="Download a published FineWeb export and check it."
     )

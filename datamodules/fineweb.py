@@ -1,4 +1,4 @@
-"""The DataModule: what each rank trains on and scores, out of a folder of shards."""
+"""The DataModule: what each rank trains on and scores from a folder of shards."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from datamodules.tokenizer import check_vocabulary, load_tokenizer
 
 
 class FineWeb(LightningDataModule):
-    """Stream the train shards of a folder and score its validation shards.
+    """Stream a folder's train shards and score its validation shards.
 
-    An optimizer step reads the next ``train_micro_batches`` micro-batches of the stream, whatever the number of ranks;
-    a rank accumulates over its share of them. The stream's position is part of a checkpoint.
+    An optimizer step reads the next ``train_micro_batches`` micro-batches of the stream, for any number of ranks. Each
+    rank accumulates over its share. Checkpoints include the stream's position.
 
     Args:
-        path: Folder that holds fineweb_train_*.bin and fineweb_val_*.bin.
-        tokenizer_path: The SentencePiece model that the shards were made with.
-        train_batch_tokens: Tokens of an optimizer step over all ranks.
-        train_seq_len: Tokens of a training sequence.
-        train_micro_batches: Micro-batches of an optimizer step over all ranks; the number of ranks must divide it.
+        path: Folder with fineweb_train_*.bin and fineweb_val_*.bin.
+        tokenizer_path: The SentencePiece model that made the shards.
+        train_batch_tokens: Tokens per optimizer step over all ranks.
+        train_seq_len: Tokens per training sequence.
+        train_micro_batches: Micro-batches per optimizer step over all ranks, a multiple of the number of ranks.
         order: How the train shards are read: ``in_order`` from start to end, or ``shuffled``, whole sequences in
-            random order, each once a pass.
-        shuffle_seed: What the shuffled order is drawn from.
-        scoring: The windows in which validation text is scored.
-        scorer: What scores it for a result; validations during a fit are plain.
+            random order, each once per pass.
+        shuffle_seed: The seed of the shuffled order.
+        scoring: The windows used to score validation text.
+        scorer: What computes a result; validation during a fit is plain scoring.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class FineWeb(LightningDataModule):
         self.shuffle_seed = shuffle_seed
         self.scoring = scoring
         self.scorer = scorer
-        self.vocab_size = 0  # until the tokenizer is open
+        self.vocab_size = 0  # until the tokenizer is loaded
         self._start_position = 0
         self._start_step = 0
         self._train_loader: StreamLoader | None = None
 
     def setup(self, stage: str) -> None:
-        """Open the data, and give the trainer the accumulation that the number of ranks leaves.
+        """Open the data and set the trainer's gradient accumulation for the number of ranks.
 
         Raises:
-            UserError: A shard or the tokenizer cannot be read, they do not belong together, or the batch does not
-                divide into micro-batches for the ranks.
+            UserError: A shard or the tokenizer cannot be read, they do not match, or the batch does not divide into
+                micro-batches for the ranks.
         """
         assert self.trainer is not None
         self.scorer.check(self.scoring.seq_len)
@@ -101,7 +101,7 @@ class FineWeb(LightningDataModule):
             )
         ids = np.array(shards.take(0, wanted), dtype=np.int32)
         check_vocabulary(ids, self.vocab_size, self.path)
-        # One copy on the device, for all loaders.
+        # One copy on the device, shared by all loaders.
         return torch.from_numpy(ids).to(self.trainer.strategy.root_device)
 
     def _open_train_loader(self) -> StreamLoader:
@@ -132,16 +132,16 @@ class FineWeb(LightningDataModule):
         self.trainer.accumulate_grad_batches = derived
 
     def train_dataloader(self) -> StreamLoader:
-        """This rank's micro-batches, without end."""
+        """Yield this rank's micro-batches endlessly."""
         assert self._train_loader is not None
         return self._train_loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy a micro-batch as one buffer; a scoring pass moves its windows itself."""
+        """Copy a micro-batch as one buffer; a scoring pass moves its own windows."""
         return batch if isinstance(batch, ScoringPass) else to_device(batch, device)
 
     def val_dataloader(self) -> OneBatch:
-        """A validation's one batch: during a fit a plain scoring, for ``validate`` the one that gives its result."""
+        """A validation's one batch: plain scoring during a fit, the final scoring for ``validate``."""
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
             return OneBatch(self.final_pass("scoring"))
@@ -149,17 +149,17 @@ class FineWeb(LightningDataModule):
         return OneBatch(ScoringPass(windows, SlidingWindows(), "validation"))
 
     def final_pass(self, title: str) -> ScoringPass:
-        """The scoring that gives a run's result; ``title`` is what its progress bar says."""
+        """The scoring that gives a run's result; ``title`` labels its progress bar."""
         return ScoringPass(self._windows(self._val_ids, self.scoring.stride), self.scorer, title)
 
     def example_pass(self) -> ScoringPass:
-        """A scoring of made-up ids, with a batch of every shape that validations have, the same on every rank."""
+        """A scoring of dummy ids with every batch shape that validation uses, the same on every rank."""
         stride = self.scoring.val_stride or self.scoring.seq_len
         ids = torch.arange(self.scoring.seq_len + stride + 1, dtype=torch.int32) % self.vocab_size
         return ScoringPass(self._windows(ids, stride, shared=False), SlidingWindows(), "warming up")
 
     def _windows(self, ids: Tensor, stride: int, shared: bool = True) -> WindowLoader:
-        """Windows of a text at a stride, on this rank's device; shared out over the ranks, or all of them."""
+        """Windows of a text at a stride, on this rank's device; split over the ranks, or all of them."""
         assert self.trainer is not None
         return WindowLoader(
             ids,
@@ -174,14 +174,14 @@ class FineWeb(LightningDataModule):
 
     @property
     def epoch(self) -> float:
-        """Passes over the training data so far."""
+        """Number of passes over the training data so far."""
         assert self._train_loader is not None
         return self._train_loader.epoch
 
     def calibration_batches(self, num_batches: int) -> Iterator[Tensor]:
-        """Input ids [sequences, train_seq_len] of the stream's first micro-batches, this rank's share of so many.
+        """Yield input ids [sequences, train_seq_len]: this rank's share of the stream's first micro-batches.
 
-        They are on the rank's device. The stream that is trained on stays where it is.
+        They are on the rank's device. The training stream's position does not change.
         """
         assert self.trainer is not None
         loader = self._open_train_loader()
@@ -191,16 +191,16 @@ class FineWeb(LightningDataModule):
             yield input_ids.to(self.trainer.strategy.root_device)
 
     def example_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Made-up input and target ids in a micro-batch's form, [sequences, train_seq_len] each."""
+        """Dummy input and target ids shaped like a micro-batch, [sequences, train_seq_len] each."""
         assert self._train_loader is not None
         buffer = self._train_loader.empty_buffer(device)
         buffer.view(-1).copy_(torch.arange(buffer.numel(), device=device) % self.vocab_size)
         return self._train_loader.split(buffer)
 
     def summary(self) -> dict[str, Any]:
-        """The run's record of what it read: shards, their order, and how many of their ids it trained on and scored.
+        """What the run read: the shards, their order, and how many of their ids it trained on and scored.
 
-        ``train_positions`` are the stream's positions before the first step and after the last, in ids.
+        ``train_positions`` are the stream's positions before the first and after the last step, in ids.
         """
         assert self.trainer is not None
         facts: dict[str, Any] = {
@@ -222,7 +222,7 @@ class FineWeb(LightningDataModule):
         return facts
 
     def _position(self) -> int:
-        """Ids that all ranks together have trained on."""
+        """Number of ids trained on by all ranks together."""
         assert self.trainer is not None
         assert self._train_loader is not None
         micro_batches = (self.trainer.global_step - self._start_step) * self.trainer.accumulate_grad_batches
@@ -234,14 +234,14 @@ class FineWeb(LightningDataModule):
         return {"position": self._position(), "step": self.trainer.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's position, whatever the number of ranks then or now."""
+        """Resume from a checkpoint's position; the number of ranks may have changed."""
         self._start_position, self._start_step = state_dict["position"], state_dict["step"]
         if self._train_loader is not None:
             self._train_loader = self._open_train_loader()
 
 
 class OneBatch:
-    """A loader of one batch, such as a validation's scoring.
+    """A loader with one batch, such as a validation's scoring.
 
     Args:
         batch: The batch.
@@ -255,5 +255,5 @@ class OneBatch:
         return 1
 
     def __iter__(self) -> Iterator[ScoringPass]:
-        """The batch."""
+        """Yield the batch."""
         yield self.batch

@@ -1,4 +1,4 @@
-"""Files of a dataset repository on the Hugging Face hub: several at once, with retries and one progress bar."""
+"""Download a Hugging Face dataset's files: several at once, with retries and one progress bar."""
 
 import threading
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from components.errors import UserError
 NUM_WORKERS = 8
 NUM_ATTEMPTS = 4
 FIRST_DELAY_SECONDS = 1.0
-"""Before the second attempt at a file; doubled before each further one."""
+"""Delay before the second attempt at a file; doubles with each retry."""
 
 T = TypeVar("T")
 
 
 class Hub:
-    """Fetches files of a repository into a folder, where they keep their paths.
+    """Downloads a repository's files into a folder, keeping their paths.
 
     Args:
         repository: A dataset on the hub, as owner/name.
@@ -35,7 +35,7 @@ class Hub:
         self._stop = threading.Event()
 
     def fetch_all(self, names: list[PurePosixPath], check: Callable[[Path], object]) -> list[Path]:
-        """Fetch several files at once, with a progress bar; see `fetch`."""
+        """Download several files at once with a progress bar; see `fetch`."""
         with (
             ThreadPoolExecutor(NUM_WORKERS) as executor,
             tqdm(unit="B", unit_scale=True, desc="downloading") as progress,
@@ -55,15 +55,15 @@ class Hub:
         return [future.result() for future in fetching]
 
     def fetch(self, name: PurePosixPath, check: Callable[[Path], object], progress: tqdm | None = None) -> Path:
-        """Fetch one file, in a few attempts.
+        """Download one file, with retries.
 
         Args:
             name: The file's path in the repository.
-            check: Raises a UserError about a damaged file, which is then fetched again.
+            check: Raises a UserError if the file is damaged; it is then downloaded again.
             progress: Counts the bytes that arrive.
 
         Raises:
-            UserError: The file does not exist, the hub cannot be reached, or every attempt brought a damaged file.
+            UserError: The file does not exist, the hub cannot be reached, or every attempt gave a damaged file.
         """
 
         def attempt() -> Path:
@@ -89,7 +89,7 @@ class Hub:
                 return attempt()
             except UserError:
                 raise
-            except Exception as error:  # whatever the transports under the hub's client raise
+            except Exception as error:  # the hub client's transports can raise anything
                 reason = _first_line(error)
             if self._stop.wait(delay):
                 break
@@ -119,7 +119,7 @@ class Hub:
 
 
 class _DamagedFileError(Exception):
-    """A file that arrived failed its check."""
+    """A downloaded file failed its check."""
 
 
 def _first_line(error: BaseException) -> str:
@@ -127,7 +127,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Counter:
-    """Adds the bytes of one attempt at a file to the progress of all."""
+    """Adds the bytes of one download attempt to the overall progress."""
 
     def __init__(self, progress: tqdm | None, stop: threading.Event) -> None:
         self._progress = progress
@@ -148,7 +148,7 @@ class _Counter:
                 self._progress.update(-self._num_bytes)
 
     def bar_class(self) -> type[tqdm]:
-        """What the hub's client takes for the progress bar of the file."""
+        """The class that the hub client uses as the file's progress bar."""
         counter = self
 
         class Bar(tqdm):

@@ -1,4 +1,4 @@
-"""What a prepared data folder holds, in `manifest.json` beside its shards and tokenizer."""
+"""A prepared data folder's manifest: `manifest.json`, next to its shards and tokenizer."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ TOKENIZER_NAME = "tokenizer.model"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the folder."""
+    """One file in the folder."""
 
     name: str
     num_bytes: int
@@ -22,14 +22,14 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
-        """Record a file as it is now."""
+        """Record a file's current state."""
         with path.open("rb") as file:
             return cls(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """One split: its shards in stream order and what was encoded into them."""
+    """One split: its shards in stream order and what they encode."""
 
     num_documents: int
     num_tokens: int
@@ -45,12 +45,12 @@ class Manifest:
     """A prepared folder. It is written last, so a folder that has one is complete."""
 
     source: str
-    """What the documents were read from."""
+    """Where the documents came from."""
     vocab_size: int
     tokenizer: FileRecord
     splits: dict[Split, SplitRecord]
     left_out_of_train: int
-    """Training documents left out because the validation split has them too."""
+    """Training documents skipped because they are also in the validation split."""
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`."""
@@ -59,7 +59,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Read `manifest.json`; None where it is missing or was not written by this program."""
+        """Read `manifest.json`; None if it is missing or was not written by this program."""
         try:
             fields = json.loads((folder / MANIFEST_NAME).read_text())
             fields["tokenizer"] = FileRecord(**fields["tokenizer"])
@@ -71,7 +71,7 @@ class Manifest:
             return None
 
     def files(self) -> list[FileRecord]:
-        """Every file of the folder except the manifest."""
+        """Every file in the folder except the manifest."""
         return [self.tokenizer, *(shard for record in self.splits.values() for shard in record.shards)]
 
     def is_damaged(self, folder: Path) -> bool:
@@ -82,7 +82,7 @@ class Manifest:
             return True
 
     def report(self, folder: Path) -> str:
-        """What the folder holds and the settings to give to `fit`, in a few lines."""
+        """Summarize the folder and the settings to pass to `fit` in a few lines."""
         lines = [
             f"{split}: {record.num_documents:,} documents, {record.num_tokens:,} tokens, shards: {len(record.shards)}, "
             f"{record.text_bytes:,} bytes of text"
@@ -94,5 +94,5 @@ class Manifest:
 
 
 def fit_settings(folder: Path, tokenizer_path: Path) -> str:
-    """The settings with which `fit` reads a data folder."""
+    """The settings that make `fit` read a data folder."""
     return f"give to fit: --data.path {folder} --data.tokenizer_path {tokenizer_path}"

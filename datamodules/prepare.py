@@ -1,8 +1,8 @@
-"""Make training data out of your own text: `python -m datamodules.prepare FILE... --out FOLDER`.
+"""Make training data from your own text: `python -m datamodules.prepare FILE... --out FOLDER`.
 
 The folder gets the shards of both splits, the tokenizer and a manifest. The first documents become the validation
-split. A training document that is also in the validation split is left out. The bytes written do not depend on the
-number of workers, and memory does not grow with the input.
+split. Training documents that are also in the validation split are skipped. The output does not depend on the number
+of workers. Memory use does not grow with the input.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from datamodules.tokenizer import load_tokenizer, train_tokenizer
 
 SHARD_TOKENS = 100_000_000
 TOKENIZER_TEXT_BYTES = 1 << 25
-"""The tokenizer is trained on this much text from the start of the training documents."""
+"""How much text from the start of the training documents trains the tokenizer."""
 BATCH_BYTES = 1 << 23
-"""Text handed to the encoding threads at once."""
+"""Text passed to the encoding threads at once."""
 
 EncodedDocument = tuple[bytes, TokenIds]
 
@@ -50,16 +50,16 @@ def prepare(
 
     Args:
         documents: UTF-8 texts. The first `val_docs` are the validation split, the rest the training split.
-        folder: where shards, tokenizer and manifest go; made if missing. After an error it holds none of them.
-        source: what the documents are, for the manifest.
+        folder: where shards, tokenizer and manifest go; created if missing. After an error it contains none of them.
+        source: description of the documents for the manifest.
         val_docs: number of validation documents; 0 for no validation split.
-        tokenizer: the SentencePiece model to use, or the vocabulary size of one to train on the training documents.
-        num_workers: threads that encode; None for one per core.
+        tokenizer: the SentencePiece model, or the vocabulary size of one to train on the training documents.
+        num_workers: encoding threads; None for one per core.
         shard_tokens: ids in every shard except a split's last.
 
     Raises:
-        UserError: the folder holds shards already, no document is left for training, the tokenizer has no bos piece,
-            or what `read_documents`, `load_tokenizer` and `train_tokenizer` raise.
+        UserError: the folder already has shards, no document is left for training, or the tokenizer has no bos piece.
+            See also `read_documents`, `load_tokenizer` and `train_tokenizer`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("fineweb_*.bin")):
@@ -101,12 +101,12 @@ def prepare(
 
 
 def ids_digest(ids: TokenIds) -> bytes:
-    """Eight bytes that identify a document by its ids, which are what a network sees of it."""
+    """Eight bytes that identify a document by its ids, which are all a network sees."""
     return hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
 
 
 class Encoder:
-    """Text to token ids, each document after a bos, on several threads."""
+    """Encodes text to token ids on several threads; each document starts with a bos."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, num_workers: int | None = None) -> None:
         """Encode with `num_workers` threads; None for one per core.
@@ -121,9 +121,9 @@ class Encoder:
         self._num_workers = num_workers or os.cpu_count() or 1
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[EncodedDocument]:
-        """Each document and its ids, of shape [document_ids], in order.
+        """Yield each document and its ids, shape [document_ids], in order.
 
-        The next batch is read while one is encoded: SentencePiece's threads do not hold Python's lock.
+        The next batch is read during encoding: SentencePiece's threads do not hold the GIL.
         """
         with (
             ThreadPoolExecutor(max_workers=1) as executor,
@@ -153,7 +153,7 @@ def _paired(batch: list[bytes], ids: list[npt.NDArray[np.int32]]) -> Iterator[En
 def _write_split(
     split: Split, documents: Iterable[EncodedDocument], left_out: set[bytes], folder: Path, shard_tokens: int
 ) -> tuple[SplitRecord, int]:
-    """Write a split's shards without the documents that have a digest in `left_out`, and count those."""
+    """Write a split's shards, skipping and counting documents whose digest is in `left_out`."""
     text_bytes = num_documents = num_left_out = num_tokens = 0
     digests = hashlib.sha256()
 
@@ -193,7 +193,7 @@ def _batches(documents: Iterable[bytes], num_bytes: int) -> Iterator[list[bytes]
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.prepare", description="Make a data folder out of your own text."
     )

@@ -1,7 +1,7 @@
 """The shard file format: 256 little-endian int32 header words, then little-endian uint16 token ids.
 
-Header word 0 is `MAGIC`, word 1 is `VERSION`, word 2 the number of ids; the rest are zero. It is the format of the
-published FineWeb export.
+Header word 0 is `MAGIC`, word 1 is `VERSION` and word 2 is the number of ids; the rest are zero. The published
+FineWeb export uses this format.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,15 +26,15 @@ TokenIds = npt.NDArray[np.uint16]
 
 
 def shard_name(split: Split, index: int) -> str:
-    """File name of a split's shard; names sort in stream order."""
+    """The file name of a split's shard; names sort in stream order."""
     return f"fineweb_{split}_{index:06d}.bin"
 
 
 def find_shards(folder: Path | str, split: Split) -> list[Path]:
-    """Paths of a split's shards in stream order.
+    """The paths of a split's shards in stream order.
 
     Raises:
-        UserError: the folder is missing or holds no shard of this split.
+        UserError: the folder is missing or has no shard of this split.
     """
     folder = Path(folder)
     remedy = (
@@ -50,11 +50,11 @@ def find_shards(folder: Path | str, split: Split) -> list[Path]:
 
 
 def open_shard(path: Path | str) -> TokenIds:
-    """Ids of a shard as a read-only memory map, shape [num_ids].
+    """Open a shard's ids as a read-only memory map, shape [num_ids].
 
     Raises:
-        UserError: the file is missing or empty, its magic number or version is another one, or its length does not
-            match its header.
+        UserError: the file is missing or empty, its magic number or version is wrong, or its length does not match its
+            header.
     """
     path = Path(path)
     remedy = "delete it and download or prepare it again"
@@ -79,7 +79,7 @@ def open_shard(path: Path | str) -> TokenIds:
 
 
 class ShardFile:
-    """A shard being written, a piece at a time; made by `new_shard`."""
+    """A shard being written piece by piece; created by `new_shard`."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Reserve the header at the start of `file`."""
@@ -93,7 +93,7 @@ class ShardFile:
         self.num_ids += len(ids)
 
     def finish(self) -> None:
-        """Write the header, now that the number of ids is known."""
+        """Write the header, since the number of ids is now known."""
         header = np.zeros(HEADER_WORDS, dtype="<i4")
         header[:3] = MAGIC, VERSION, self.num_ids
         self._file.seek(0)
@@ -102,7 +102,7 @@ class ShardFile:
 
 @contextmanager
 def new_shard(path: Path | str) -> Iterator[ShardFile]:
-    """A shard to append ids to; the file takes its name when the block ends without an error."""
+    """Open a shard to append ids to; the file appears once the block ends without an error."""
     with written_beside(Path(path)) as scratch, scratch.open("wb") as file:
         shard = ShardFile(file)
         yield shard
@@ -116,9 +116,9 @@ def write_shard(path: Path | str, ids: TokenIds) -> None:
 
 
 def write_shards(pieces: Iterable[TokenIds], folder: Path, split: Split, shard_tokens: int) -> list[Path]:
-    """Write a stream of ids, in pieces of any length, as the shards of a split.
+    """Write a stream of ids, in pieces of any length, as a split's shards.
 
-    Every shard except the last has `shard_tokens` ids. Returns the paths; without ids there is no shard.
+    Every shard except the last has `shard_tokens` ids. Returns the paths; no ids means no shards.
     """
     paths: list[Path] = []
     remaining = iter(pieces)

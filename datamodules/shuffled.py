@@ -1,4 +1,4 @@
-"""The training stream in random order: every sequence of every shard once a pass."""
+"""The training stream in random order: every sequence of every shard once per pass."""
 
 from collections.abc import Iterator, Sequence
 from math import isqrt
@@ -16,14 +16,14 @@ Integers = npt.NDArray[np.int64]
 
 
 class ShuffledLoader(StreamLoader):
-    """Whole sequences in an order drawn from a seed (see `shuffled_passes`): micro-batch k takes the k-th few of them.
+    """Whole sequences in seeded random order (see `shuffled_passes`): micro-batch k takes the k-th group.
 
-    Every rank draws the order of all ranks, so that what is trained on does not depend on their number. In the public
-    script of the 1.0856 and 1.0810 records it does: rank r of W owns the shards r, r + W, ..., and draws from the
-    seed r. With seed 0 and one rank both read the same sequences in the same order.
+    Every rank draws the order for all ranks, so the training data does not depend on their number. In the public
+    script of the 1.0856 and 1.0810 records, it does: rank r of W owns shards r, r + W, ..., and uses seed r. With
+    seed 0 and one rank, both read the same sequences in the same order.
 
-    The position counts a sequence as `seq_len` ids. A pass leaves out a few ids at both ends of each shard, so that it
-    ends a little before `epoch` is whole.
+    The position counts a sequence as `seq_len` ids. A pass skips a few ids at both ends of each shard, so it ends
+    slightly before `epoch` reaches a whole number.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class ShuffledLoader(StreamLoader):
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        """Shuffle the stream by a seed; the other arguments are those of `StreamLoader`.
+        """Shuffle the stream with a seed; see `StreamLoader` for the other arguments.
 
         Raises:
-            UserError: no shard holds a whole sequence, or see `StreamLoader`.
+            UserError: no shard contains a whole sequence; see also `StreamLoader`.
         """
         super().__init__(stream, position, batch_tokens, micro_batches, seq_len, rank, world_size, pin_memory)
         self.seed = seed
@@ -53,16 +53,16 @@ class ShuffledLoader(StreamLoader):
 
     @property
     def ids_per_micro_batch(self) -> int:
-        """The inputs alone: the last target of a sequence is the first input of the next one in its shard."""
+        """The inputs only: a sequence's last target is the first input of the next one in its shard."""
         return self.num_targets
 
     def empty_buffer(self, device: torch.device | str = "cpu", pin_memory: bool = False) -> Tensor:
-        """Sequences with their next ids, shape [sequences, seq_len + 1]."""
+        """An empty buffer for sequences and their next ids, shape [sequences, seq_len + 1]."""
         shape = (self.num_targets // self.seq_len, self.seq_len + 1)
         return torch.empty(shape, dtype=torch.int64, device=device, pin_memory=pin_memory)
 
     def split(self, buffer: Tensor) -> Batch:
-        """All columns but the last, and all but the first."""
+        """All but the last column, and all but the first."""
         return buffer[:, :-1], buffer[:, 1:]
 
     def _read(self) -> Iterator[TokenIds]:
@@ -72,7 +72,7 @@ class ShuffledLoader(StreamLoader):
             yield self.stream.take_each(mine, self.seq_len + 1)
 
     def _rounds(self, num_sequences: int) -> Iterator[Integers]:
-        """Starts of so many sequences at a time, from `position` on: a micro-batch for each rank."""
+        """Yield `num_sequences` starts at a time from `position` on: one micro-batch per rank."""
         num_skipped = self.position // self.seq_len
         pending: Integers = np.empty(0, dtype=np.int64)
         for starts in shuffled_passes(self.stream.shard_lengths, self.seq_len, self.seed):
@@ -84,17 +84,17 @@ class ShuffledLoader(StreamLoader):
 
 
 def shuffled_passes(shard_lengths: Sequence[int], seq_len: int, seed: int) -> Iterator[Integers]:
-    """Endless passes over a stream: for each, the positions where its sequences start, in the order of reading.
+    """Yield endless passes over a stream, each as its sequences' start positions in reading order.
 
-    For each pass and shard a phase is drawn from [0, seq_len), and then an order of all whole sequences from there on.
-    Each sequence has `seq_len` ids and the next one. A pass draws a shard again and again, with a probability
-    proportional to the sequences that it has left, and takes the last of its order. This is the loader of the 1.0856
-    record (openai/parameter-golf, 04-05 and 04-09), in NumPy's PCG64.
+    For each pass and shard, a phase is drawn from [0, seq_len), then a permutation of all whole sequences from there.
+    Each sequence has `seq_len` ids plus the next one. A pass repeatedly draws a shard, with probability proportional
+    to its remaining sequences, and takes the last in its permutation. This is the 1.0856 record's loader
+    (openai/parameter-golf, 04-05 and 04-09), using NumPy's PCG64.
 
     Args:
-        shard_lengths: ids of each shard of the stream, one of them over `seq_len`.
-        seq_len: ids of a sequence.
-        seed: of the generator.
+        shard_lengths: number of ids in each shard; at least one exceeds `seq_len`.
+        seq_len: ids per sequence.
+        seed: the generator's seed.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     while True:
@@ -113,34 +113,34 @@ def shuffled_passes(shard_lengths: Sequence[int], seq_len: int, seed: int) -> It
 
 
 def draw_without_replacement(counts: Integers, generator: np.random.Generator) -> npt.NDArray[np.uint16]:
-    """Draw from urns until all are empty, each time with probabilities proportional to what they have left.
+    """Draw from urns until all are empty, with probabilities proportional to their remaining contents.
 
-    One uniform number makes one draw, as in `generator.choice(len(counts), p=left / left.sum())`. Draws are made in
-    blocks: first as if the urns stayed as they are at the block's start, then mended one by one where the draws before
-    in the block could have made a difference.
+    Each draw uses one uniform number, as in `generator.choice(len(counts), p=left / left.sum())`. Draws are made in
+    blocks. Each block is first drawn as if the urns did not change. Draws that earlier ones in the block could have
+    affected are then corrected one by one.
 
     Args:
         counts: contents of each urn, shape [urns]; fewer than 65,536 urns.
-        generator: gives the uniform numbers.
+        generator: source of the uniform numbers.
 
     Returns:
-        The urns in the order of drawing, shape [counts.sum()].
+        The urns in draw order, shape [counts.sum()].
     """
-    assert len(counts) <= np.iinfo(np.uint16).max  # sixteen bits are sorted several times as fast as more
+    assert len(counts) <= np.iinfo(np.uint16).max  # 16 bits sort several times faster than wider types
     total = int(counts.sum())
     points = generator.random(total) * np.arange(total, 0, -1)
     drawn = np.empty(total, dtype=np.uint16)
     left = counts.copy()
     done = 0
     while done < total:
-        # So long that about five draws of the block have to be looked at again.
+        # Sized so that about five draws per block have to be rechecked.
         size = 3 * isqrt((total - done) // len(counts)) + 1
         block = points[done : done + size]
         ends = np.cumsum(left)
         urns = drawn[done : done + size]
         urns[:] = np.searchsorted(ends, block, side="right")
         for index in np.flatnonzero(block >= ends[urns] - np.arange(len(block))):
-            # Each draw before this one has moved the ends of its urn and of all that follow it down by one.
+            # Each earlier draw moved the ends of its urn and of all later urns down by one.
             while block[index] >= ends[urns[index]] - np.count_nonzero(urns[:index] <= urns[index]):
                 urns[index] += 1
         left -= np.bincount(urns, minlength=len(counts))

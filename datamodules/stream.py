@@ -1,7 +1,7 @@
-"""The training stream: an endless run of token ids over shards, and the micro-batches of it that each rank reads.
+"""The training stream: endless token ids from shards, and the micro-batches that each rank reads.
 
-The micro-batches of the whole run stand in one order, whatever the number of ranks. Rank r of W reads the
-micro-batches r, r + W, r + 2 W, ..., so that W ranks together read what one rank alone would.
+The order of the run's micro-batches does not depend on the number of ranks. Rank r of W reads micro-batches
+r, r + W, r + 2 W, ..., so W ranks together read what one rank alone would.
 """
 
 import atexit
@@ -27,23 +27,23 @@ from datamodules.shards import TOKEN_DTYPE, TokenIds, open_shard
 
 HANDOVERS_AHEAD = 2
 BATCHES_A_HANDOVER = 2
-"""Waking the other thread costs up to a quarter of what a batch does."""
+"""Waking the other thread costs up to a quarter of a batch."""
 
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
 
 class TokenStream:
-    """The ids of all shards, one after the other, starting again at the end of the last.
+    """The ids of all shards in sequence, wrapping around at the end.
 
-    `len` is the number of ids before it wraps.
+    `len` is the number of ids before wrapping around.
     """
 
     def __init__(self, paths: Sequence[Path], vocab_size: int) -> None:
-        """Map every shard, in the order of their names.
+        """Map every shard, in name order.
 
         Raises:
-            UserError: a shard is not readable (see `open_shard`).
+            UserError: a shard cannot be read (see `open_shard`).
         """
         assert paths
         self.paths = sorted(paths)
@@ -54,7 +54,7 @@ class TokenStream:
         self._boundaries = np.array([0, *self._ends])
 
     def __len__(self) -> int:
-        """Number of ids in all shards together."""
+        """Total number of ids in all shards."""
         return self._ends[-1]
 
     @property
@@ -63,9 +63,9 @@ class TokenStream:
         return [len(shard) for shard in self._shards]
 
     def take(self, position: int, count: int) -> TokenIds:
-        """Ids at [position, position + count), wrapping at the end, shape [count].
+        """Ids at [position, position + count), wrapping around at the end, shape [count].
 
-        Inside one shard this is a view of its memory map. The cost does not depend on the position.
+        Within one shard, this is a view of its memory map. The cost does not depend on the position.
 
         Raises:
             UserError: one of these ids is outside the vocabulary.
@@ -91,7 +91,7 @@ class TokenStream:
         """
         indices = self._boundaries.searchsorted(positions, side="right") - 1
         places = list(zip(indices.tolist(), (positions - self._boundaries[indices]).tolist(), strict=True))
-        # Joining buffers takes half the time of NumPy's assignments or of its concatenation.
+        # Joining buffers takes half as long as NumPy's assignment or concatenation.
         joined = b"".join([self._views[index][start : start + count] for index, start in places])
         ids = np.frombuffer(joined, dtype=TOKEN_DTYPE).reshape(len(places), count)
         if ids.max() >= self.vocab_size:
@@ -109,10 +109,10 @@ class TokenStream:
 
 
 class StreamLoader(ABC):
-    """What one rank reads: an endless iterable of `(input_ids, target_ids)`, int64 tensors of [sequences, seq_len].
+    """One rank's endless iterable of `(input_ids, target_ids)`, int64 tensors [sequences, seq_len].
 
-    Both are views of one buffer, shifted by one (see `to_device`). Every iterator starts at `position` and assembles
-    batches ahead in a background thread.
+    Both are views of one buffer, shifted by one (see `to_device`). Every iterator starts at `position` and prefetches
+    batches in a background thread.
     """
 
     def __init__(
@@ -126,17 +126,17 @@ class StreamLoader(ABC):
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """Cut the stream into micro-batches.
+        """Split the stream into micro-batches.
 
         Args:
             stream: ids to read.
-            position: ids that all ranks together have consumed already.
-            batch_tokens: targets of one optimizer step over all ranks.
-            micro_batches: micro-batches of one optimizer step over all ranks, whatever the world size.
-            seq_len: ids of one training sequence.
-            rank: this process among the ranks.
+            position: ids already consumed by all ranks together.
+            batch_tokens: targets per optimizer step over all ranks.
+            micro_batches: micro-batches per optimizer step over all ranks, for any world size.
+            seq_len: ids per training sequence.
+            rank: this process's rank.
             world_size: number of ranks.
-            pin_memory: assemble batches in page-locked memory, for copies to a GPU that do not block.
+            pin_memory: use page-locked memory, for non-blocking copies to a GPU.
 
         Raises:
             UserError: the world size does not divide the micro-batches, or the batch does not divide into micro-batches
@@ -167,7 +167,7 @@ class StreamLoader(ABC):
     @property
     @abstractmethod
     def ids_per_micro_batch(self) -> int:
-        """By how much a micro-batch moves the position."""
+        """How far one micro-batch advances the position."""
 
     @abstractmethod
     def empty_buffer(self, device: torch.device | str = "cpu", pin_memory: bool = False) -> Tensor:
@@ -179,19 +179,19 @@ class StreamLoader(ABC):
 
     @abstractmethod
     def _read(self) -> Iterator[TokenIds]:
-        """This rank's micro-batches from `position` on, in the buffer's shape."""
+        """Yield this rank's micro-batches from `position` on, in the buffer's shape."""
 
     def position_after(self, num_micro_batches: int) -> int:
-        """Position of the whole stream once each rank has consumed `num_micro_batches` more of them."""
+        """The stream's position once each rank has consumed `num_micro_batches` more micro-batches."""
         return self.position + num_micro_batches * self.world_size * self.ids_per_micro_batch
 
     @property
     def epoch(self) -> float:
-        """Passes over the data up to the last batch handed out: 1.0 when as many ids have been read as there are."""
+        """Passes over the data up to the last batch yielded: 1.0 once as many ids as exist were read."""
         return self.position_after(self._num_read) / len(self.stream)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Start a background reader at `position`; closing or dropping the iterator ends it."""
+        """Start a background reader at `position`; closing or dropping the iterator stops it."""
         self._num_read = 0
         with closing(read_ahead(self._read_handovers(), HANDOVERS_AHEAD)) as handovers:
             for batch in chain.from_iterable(handovers):
@@ -221,7 +221,7 @@ class StreamLoader(ABC):
 
 
 class SpanLoader(StreamLoader):
-    """The stream in its order: micro-batch k of the run is the k-th span of `num_targets + 1` ids."""
+    """The stream in order: micro-batch k of the run is the k-th span of `num_targets + 1` ids."""
 
     @property
     def ids_per_micro_batch(self) -> int:
@@ -229,11 +229,11 @@ class SpanLoader(StreamLoader):
         return self.num_targets + 1
 
     def empty_buffer(self, device: torch.device | str = "cpu", pin_memory: bool = False) -> Tensor:
-        """A span, shape [num_targets + 1]."""
+        """An empty span, shape [num_targets + 1]."""
         return torch.empty(self.ids_per_micro_batch, dtype=torch.int64, device=device, pin_memory=pin_memory)
 
     def split(self, buffer: Tensor) -> Batch:
-        """Cut a span into sequences, each of which goes on where the one before ended."""
+        """Split a span into sequences, each of which continues the previous one."""
         return buffer[:-1].view(-1, self.seq_len), buffer[1:].view(-1, self.seq_len)
 
     def _read(self) -> Iterator[TokenIds]:
@@ -244,10 +244,10 @@ class SpanLoader(StreamLoader):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a loader's batch to a device: the buffer that both tensors are views of is copied once.
+    """Copy a loader's batch to a device; the buffer that both tensors view is copied once.
 
-    The copy does not wait where the buffer is pinned, which it would for a view with gaps. Strides are kept, so that a
-    compiled graph fits whatever the device.
+    The copy does not block if the buffer is pinned; a copy of a view with gaps would. Strides are preserved, so a
+    compiled graph fits any device.
     """
     num_ids = batch[0].untyped_storage().nbytes() // batch[0].element_size()
     buffer = batch[0].as_strided((num_ids,), (1,), 0).to(device, non_blocking=True)
@@ -263,10 +263,10 @@ class _Failure:
 def read_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """Run an iterator in a background thread, up to `depth` items ahead of the consumer.
 
-    An error in the thread is raised again in the consumer. The thread ends when this generator is closed or garbage
-    collected, and with the process.
+    An error in the thread is reraised in the consumer. The thread stops when this generator is closed or garbage
+    collected, or when the process exits.
     """
-    # Simple queues, because they may be used while the garbage collector interrupts another use of them.
+    # SimpleQueue is reentrant: the garbage collector may interrupt one use with another.
     ready: queue.SimpleQueue[T | _Failure | None] = queue.SimpleQueue()
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
     for _ in range(depth):
@@ -289,11 +289,11 @@ def read_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     def end() -> None:
         stop.set()
         room.put(None)
-        # The garbage collector may run this in the reader itself, which cannot wait for its own end.
+        # The garbage collector may run this in the reader thread, which cannot join itself.
         if threading.current_thread() is not thread:
             thread.join()
 
-    # A daemon thread that is inside torch when the interpreter goes can abort the process: end it before.
+    # A daemon thread inside torch at interpreter shutdown can abort the process: stop it first.
     atexit.register(end)
     thread.start()
     try:

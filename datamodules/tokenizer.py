@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer: loading one and training one with the options of the published export."""
+"""Load a SentencePiece tokenizer, or train one with the published export's options."""
 
 import io
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ from components.errors import UserError
 from components.files import written_beside
 
 ENOUGH_IDS = 10_000
-"""Any text of so many tokens has ids from all over its vocabulary; SentencePiece gives single letters the last ids."""
+"""Any text this long uses its whole range of ids: SentencePiece gives single letters the last ids."""
 MAX_DOCUMENT_BYTES = 1 << 26
-"""No document may be larger, which bounds the memory. The trainer takes every document up to this size."""
+"""The largest allowed document, which bounds memory. The trainer uses every document up to this size."""
 
 
 def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model of `vocab_size` pieces, or of any number where that is None.
+    """Load a SentencePiece model with `vocab_size` pieces, or any number if that is None.
 
     Raises:
-        UserError: the file is missing or is not a SentencePiece model, or its vocabulary has another size.
+        UserError: the file is missing, is not a SentencePiece model, or has a different vocabulary size.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,15 +42,15 @@ def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencep
 
 
 def check_vocabulary(ids: NDArray[np.integer], vocab_size: int, where: Path) -> None:
-    """Refuse a long text that never uses the upper half of its vocabulary: another, smaller one made it.
+    """Reject a long text that never uses the upper half of its vocabulary: a smaller one made it.
 
     Args:
         ids: Token ids of a text, shape [num_ids].
-        vocab_size: Pieces of the tokenizer that is to have made them.
+        vocab_size: Pieces of the tokenizer that supposedly made them.
         where: Folder of the shards.
 
     Raises:
-        UserError: All ids of a text of at least `ENOUGH_IDS` are below half of the vocabulary.
+        UserError: A text of at least `ENOUGH_IDS` has all its ids in the lower half of the vocabulary.
     """
     if len(ids) >= ENOUGH_IDS and (largest := int(ids.max())) < vocab_size // 2:
         raise UserError(
@@ -60,14 +60,14 @@ def check_vocabulary(ids: NDArray[np.integer], vocab_size: int, where: Path) -> 
 
 
 def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | str) -> None:
-    """Train a byte-pair-encoding SentencePiece model with the trainer options of the published one and write it.
+    """Train and write a byte-pair-encoding SentencePiece model with the published model's options.
 
     The same documents (UTF-8 texts) give the same bytes on every machine. One option differs from the published model:
-    its training skipped documents over 4,192 bytes, and this one skips none.
+    its training skipped documents over 4,192 bytes; this one skips none.
 
     Raises:
-        UserError: the documents are too few for a vocabulary of `vocab_size` pieces, or ids of two bytes cannot number
-            so many pieces.
+        UserError: there are too few documents for a vocabulary of `vocab_size` pieces, or that many pieces do not fit
+            in two-byte ids.
     """
     smallest, largest = 4 + 256 + 1, 1 << 16
     if not smallest <= vocab_size <= largest:

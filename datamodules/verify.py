@@ -1,6 +1,6 @@
-"""Check a data folder before a run is paid for: `python -m datamodules.verify FOLDER --tokenizer FILE`.
+"""Check a data folder before paying for a run: `python -m datamodules.verify FOLDER --tokenizer FILE`.
 
-Prints what the folder holds and every problem found. Exits with 1 if a run on the folder could not be trusted.
+Prints the folder's contents and every problem found. Exits with 1 if a run on it could not be trusted.
 """
 
 import argparse
@@ -30,26 +30,26 @@ DECODE_BATCH_DOCUMENTS = 1024
 
 @dataclass
 class SplitReport:
-    """What one split holds."""
+    """The contents of one split."""
 
     split: Split
     num_shards: int
     num_tokens: int
     num_documents: int
     num_duplicates: int
-    """Documents that occur earlier in the same split."""
+    """Documents that repeat an earlier one in the same split."""
     digests: npt.NDArray[np.bytes_]
-    """One for each distinct document, sorted."""
+    """One per distinct document, sorted."""
     text_bytes: int | None = None
-    """UTF-8 bytes of the decoded text; only counted for validation."""
+    """UTF-8 bytes of the decoded text; counted only for validation."""
 
 
 def verify_folder(folder: Path, tokenizer_path: Path) -> tuple[list[SplitReport], list[str]]:
-    """Check shards, tokenizer and manifest (where there is one) of a data folder against each other.
+    """Check a data folder's shards, tokenizer and manifest (if any) against each other.
 
     Returns:
-        What each split holds in readable shards, and one sentence for each problem. Without a problem, a run on the
-        folder can be trusted.
+        Each split's contents in readable shards, and one sentence per problem. If there are none, a run on the folder
+        can be trusted.
 
     Raises:
         UserError: see `load_tokenizer`.
@@ -121,7 +121,7 @@ def _read_split(
 
 
 def _documents(shards: list[TokenIds], bos_id: int) -> Iterator[TokenIds]:
-    """Documents with their bos; one may continue in the next shard."""
+    """Yield documents with their bos; one may continue in the next shard."""
     begun: list[TokenIds] = []
     for ids in shards:
         pieces = np.split(ids, np.flatnonzero(ids == bos_id))
@@ -136,7 +136,7 @@ def _documents(shards: list[TokenIds], bos_id: int) -> Iterator[TokenIds]:
 
 
 class _ByteCountChecker:
-    """Compares the byte counts behind bits per byte with the text that the tokenizer decodes."""
+    """Compares the byte counts used for bits per byte with the text that the tokenizer decodes."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self._tokenizer = tokenizer
@@ -155,12 +155,12 @@ class _ByteCountChecker:
         for document in documents:
             ids = torch.from_numpy(document.astype(np.int64))
             self._counted_bytes += int(self._table.target_bytes(ids[:-1], ids[1:]).sum())
-        texts = self._tokenizer.Decode([document[1:].tolist() for document in documents])  # the first is no target
+        texts = self._tokenizer.Decode([document[1:].tolist() for document in documents])  # the first is not a target
         self._decoded_bytes += sum(len(text.encode()) for text in texts)
 
     def finish(self, problems: list[str]) -> int:
         if self._waiting:
-            # The split may end inside a document, and even inside a character, which could not be decoded.
+            # The split may end inside a document, or even inside a character, which cannot be decoded.
             last = self._waiting[-1]
             while len(last) and self._tokenizer.IsByte(int(last[-1])):
                 last = last[:-1]
@@ -203,7 +203,7 @@ def _check_manifest(folder: Path, reports: list[SplitReport], problems: list[str
 
 
 def report_table(reports: list[SplitReport]) -> str:
-    """A line for each split."""
+    """Format one line per split."""
     lines = [f"{'split':<6} {'shards':>6} {'tokens':>15} {'documents':>11} {'duplicates':>10} {'bytes per token':>15}"]
     for report in reports:
         num_targets = max(report.num_tokens - 1, 1)
@@ -216,7 +216,7 @@ def report_table(reports: list[SplitReport]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.verify", description="Check a data folder; exits with 1 if it has a problem."
     )

@@ -1,4 +1,4 @@
-"""What a training log says: this project's ``train.log``, or a log in the words of any generation of public scripts."""
+"""Training logs: this project's ``train.log``, or a log in the format of any generation of public scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from records.figures import NUMBER, Figure
 
 MAX_BYTES = 1 << 24
 MAX_LINE = 1000
-"""What is beyond is no line with figures: scripts print themselves, and others' logs may be of any size."""
+"""Longer lines have no figures: scripts print themselves, and other projects' logs may be any size."""
 
 _COUNT = r"(\d{1,18})"
 
@@ -23,9 +23,9 @@ class Scoring:
 
     Attributes:
         label: what the log calls it.
-        val_loss: nats a token.
+        val_loss: nats per token.
         val_bpb: bits per byte.
-        seconds: how long it took; None where the log does not say.
+        seconds: how long it took; None if not logged.
     """
 
     label: str
@@ -36,22 +36,22 @@ class Scoring:
 
 @dataclass(frozen=True)
 class TrainLog:
-    """The figures of one run's log; None for what it does not say.
+    """The figures in one run's log; None if missing.
 
     Attributes:
-        losses: training loss in nats by optimizer step.
-        validations: bits per byte of the validations during training, by optimizer step.
+        losses: training loss in nats, by optimizer step.
+        validations: bits per byte of validations during training, by optimizer step.
         step_stop: the last optimizer step.
-        train_seconds: training time at the end, in seconds; not that of a step before it.
-        train_seconds_within: how far that may be off: early steps are logged in tenths of minutes.
-        world_size: processes, one a GPU.
-        device: ``cuda`` or ``cpu``, which only this project's logs say.
-        float_score: the last scoring of the weights before they were quantized.
-        scorings: those of the exported file, in order: plain, by sliding windows, with test-time training.
-        bytes_model: bytes of the exported file.
-        bytes_code: bytes of the script that ran, uncompressed where it was compressed later.
-        bytes_total: both together.
-        num_params: the network's parameters.
+        train_seconds: training time at the end, in seconds; not that of an earlier step.
+        train_seconds_within: its maximum error: early steps are logged in tenths of minutes.
+        world_size: processes, one per GPU.
+        device: ``cuda`` or ``cpu``, only in this project's logs.
+        float_score: the last scoring of the weights before quantization.
+        scorings: scorings of the exported file, in order: plain, sliding windows, test-time training.
+        bytes_model: size of the exported file.
+        bytes_code: size of the script that ran, uncompressed if it was compressed later.
+        bytes_total: their sum.
+        num_params: the network's number of parameters.
         seed: the run's seed.
     """
 
@@ -82,7 +82,7 @@ class TrainLog:
 
     @property
     def step_seconds(self) -> float | None:
-        """The mean step, in seconds."""
+        """The mean time per step, in seconds."""
         return self.train_seconds / self.step_stop if self.train_seconds is not None and self.step_stop else None
 
 
@@ -100,7 +100,7 @@ def read_log(path: Path) -> TrainLog:
 
 
 def parse_log(text: str) -> TrainLog:
-    """The figures in a log's text. Where a figure is said several times, the last counts."""
+    """Parse the figures in a log's text. If a figure appears several times, the last counts."""
     gathered = _Gathered()
     for line in text.splitlines():
         gathered.read(line[:MAX_LINE])
@@ -108,7 +108,7 @@ def parse_log(text: str) -> TrainLog:
 
 
 class _Gathered:
-    """What the lines so far have said."""
+    """The figures from the lines so far."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
@@ -120,7 +120,7 @@ class _Gathered:
         self.total_seconds: Figure | None = None
 
     def read(self, line: str) -> None:
-        """Take what one line says."""
+        """Read the figures in one line."""
         for pattern, names in _COUNTS:
             if found := pattern.search(line):
                 self.counts |= {name: int(count) for name, count in zip(names, found.groups(), strict=True)}
@@ -136,11 +136,11 @@ class _Gathered:
             self.device = found[1]
 
     def log(self) -> TrainLog:
-        """All of it."""
+        """The figures as a log."""
         before = [scoring for scoring in self.scorings.values() if _FLOAT.search(scoring.label)]
         after: list[Scoring] = []
         for scoring in self.scorings.values():
-            # Some scripts say the last score again, untimed, under a label that older tools look for.
+            # Some scripts repeat the last score, untimed, under a label that older tools look for.
             repeated = scoring.seconds is None and scoring.val_bpb in [other.val_bpb for other in after]
             if not _FLOAT.search(scoring.label) and not repeated:
                 after.append(scoring)
@@ -163,7 +163,7 @@ class _Gathered:
             self.losses[step] = float(found["train"])
         if found["val"] is not None:
             self.validations[step] = float(found["val"])
-        if found["time"] is not None and found["of"] == found[1]:  # the last of the steps that were to be
+        if found["time"] is not None and found["of"] == found[1]:  # the last planned step
             self._stop(step, found["time"], found["unit"])
         self.counts["step_stop"] = step
 
@@ -174,7 +174,7 @@ class _Gathered:
     def _read_scoring(self, found: re.Match[str]) -> None:
         label = found["label"].strip().removesuffix("_exact")
         time, unit = (found["seconds"], "s") if found["seconds"] else (found["milliseconds"], "ms")
-        known = self.scorings.pop(label, None)  # the same again with more digits
+        known = self.scorings.pop(label, None)  # the same score with more digits
         self.scorings[label] = Scoring(
             label,
             Figure(found["loss"]),
@@ -184,7 +184,7 @@ class _Gathered:
 
 
 def _in_seconds(time: str, unit: str) -> Figure:
-    """A time with the decimals that its own unit gives it."""
+    """A time in seconds with the decimals that its unit implies."""
     factor = {"s": Decimal(1), "ms": Decimal("0.001"), "m": Decimal(60)}[unit]
     return Figure(str(Decimal(time) * factor))
 
@@ -194,7 +194,7 @@ def _named(name: str) -> str:
 
 
 _WITHIN = {"m": 3.0}
-"""Seconds that a time in this unit may be off: minutes come with one decimal."""
+"""Maximum error in seconds of a time in this unit: minutes have one decimal."""
 
 _STEP = re.compile(
     rf"(?:validation )?(?:step[: ])?{_COUNT}(?:/(?P<of>\d+))? "
@@ -210,7 +210,7 @@ _SCORING = re.compile(
     rf"(?:.*\beval_time: ?{_named('milliseconds')}ms| scored in {_named('seconds')} s)?"
 )
 _FLOAT = re.compile(r"pre-?_?quant|post[-_]ema|^float weights", re.IGNORECASE)
-"""Labels of the weights before quantization."""
+"""Labels for the weights before quantization."""
 _TOTAL_SCORING = re.compile(rf"total_eval_time: ?{NUMBER}s")
 _RANKS = re.compile(r"\d+ parameters, \d+ ranks on (\w+)")
 _COMPRESSED = r"\b[\w.-]+\+[\w.-]+"

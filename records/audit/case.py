@@ -1,4 +1,4 @@
-"""What a check is given: the folder's content, what the audit was told, and what its children found out."""
+"""A check's input: the folder's content, the audit's arguments, and its children's findings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _IMPORT = Limits(seconds=300)
 
 @dataclass(frozen=True)
 class Reading:
-    """What the script's text says, read and never run.
+    """What the script's text says; it is read, never run.
 
     Attributes:
-        settings: its hyperparameters, or the settings of this project's CONFIG by dotted names.
-        packed: whether it is one of this project's.
-        lengths: bytes of each of its texts, by where they stand.
-        imports: modules that it imports.
-        hints: places to look at: a question, a place and a reason each.
-        why_not: why it could not be read, in words; "" where it could.
-        newer: whether a newer Python may be able to.
+        settings: its hyperparameters, or the settings in this project's CONFIG by dotted name.
+        packed: whether this project packed it.
+        lengths: bytes of each of its texts, by location.
+        imports: the modules that it imports.
+        hints: places to look at, each a question, a place and a reason.
+        why_not: why it could not be read, in words; "" if it could.
+        newer: whether a newer Python might read it.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class Loaded:
     """What this project's reader finds in an artifact.
 
     Attributes:
-        settings: the network that it describes; None in a public file, which describes none.
-        num_tensors: its tensors.
-        num_params: the values in them, or the parameters of the network that it describes.
-        why_not: why it could not be read; "" where it could.
+        settings: the network that it describes; None for a public file, which does not describe one.
+        num_tensors: number of tensors.
+        num_params: number of values in them, or of parameters in the network that it describes.
+        why_not: why it could not be read; "" if it could.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -64,14 +64,14 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A submission on the table.
+    """A submission under audit.
 
     Attributes:
         submission: the folder's content.
-        box: what runs children.
-        data: folder of validation shards; None to score nothing.
-        tokenizer: their SentencePiece model.
-        baseline: losses in nats of the seeds to beat; none for those that the submission names.
+        box: runs children.
+        data: folder of validation shards; None to skip scoring.
+        tokenizer: the shards' SentencePiece model.
+        baseline: losses in nats of the seeds to beat; empty for those in the submission.
     """
 
     submission: Submission
@@ -84,7 +84,7 @@ class Case:
         """The script's name and content.
 
         Raises:
-            Unknown: there is none.
+            Unknown: there is no script.
         """
         if self.submission.script is None:
             raise Unknown("there is no script")
@@ -92,14 +92,14 @@ class Case:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What the script's text says; nothing where there is no script."""
+        """What the script's text says; empty if there is no script."""
         if self.submission.script is None:
             return Reading()
         name, data = self.submission.script
         return Reading(**self._own("read", "script.py", data, _READ, f"reading {name}"))
 
     def loaded(self, artifact: Artifact) -> Loaded:
-        """What an artifact holds."""
+        """What an artifact contains."""
         if artifact not in self._loaded:
             file = f"model{artifact.suffix}"
             self._loaded[artifact] = Loaded(**self._own("load", file, artifact.data, _LOAD, f"loading {artifact.name}"))
@@ -111,7 +111,7 @@ class Case:
 
     @functools.cached_property
     def imported(self) -> Mapping[str, Any]:
-        """What the script says of itself when it is imported; ``why_not`` where it cannot be or says nothing."""
+        """What the script reports about itself when imported; ``why_not`` if it fails or reports nothing."""
         secret = secrets.token_hex(16)
         ended = self.run_script("import", [json.dumps(self._settled())], {}, _IMPORT, secret=secret)
         for line in ended.report.splitlines():
@@ -124,7 +124,7 @@ class Case:
         return {"why_not": ended.stopped or f"it ended without a report ({ended.last_line})"}
 
     def _settled(self) -> Mapping[str, Any]:
-        """What the artifacts say of the network, for a script of this project's that leaves it to the tokenizer."""
+        """The network in the artifacts, for a script of this project that derives it from the tokenizer."""
         exported = [run.artifact for run in self.submission.runs if run.artifact and run.artifact.suffix == ".golf"]
         return (self.loaded(exported[0]).settings or {}) if self.reading.packed and exported else {}
 
@@ -137,7 +137,7 @@ class Case:
         keep: Sequence[str] = (),
         secret: str = "",
     ) -> Ended:
-        """Let the script itself do something, beside its folder's other code."""
+        """Run the script itself, alongside its folder's other code."""
         name, _ = self.script()
         command = [sys.executable, "-I", str(_HERE / "stranger.py"), job, name, *arguments]
         doing = printable(f"{job} {name}")
@@ -152,7 +152,7 @@ class Case:
         keep: Sequence[str],
         doing: str,
     ) -> Ended:
-        """Let this project's code do something with the folder's bytes."""
+        """Run this project's code on the folder's bytes."""
         command = [sys.executable, "-I", str(_HERE / "own.py"), job, *arguments]
         return self.box.run(Job(command, files, limits, keep, doing=printable(doing)))
 
@@ -170,13 +170,13 @@ RunCheck = Callable[[Case, Run], str]
 
 @dataclass(frozen=True)
 class Check:
-    """A line of the table.
+    """One line of the table.
 
     Attributes:
-        name: what it is called.
-        word: on whose word its verdict rests.
-        of_folder: makes it; returns what was found, or raises `Failed`, `Unknown` or `Look`.
-        of_run: makes it for one run; one of the two is None.
+        name: the check's name.
+        word: the source that its verdict relies on.
+        of_folder: performs it; returns what was found, or raises `Failed`, `Unknown` or `Look`.
+        of_run: performs it for one run; one of the two is None.
     """
 
     name: str
@@ -186,7 +186,7 @@ class Check:
 
     @property
     def passes_when(self) -> str:
-        """What the table says of it: its function's docstring."""
+        """Its text in the table: its function's docstring."""
         function = self.of_folder or self.of_run
         assert function is not None
         assert function.__doc__ is not None, self.name
@@ -194,26 +194,26 @@ class Check:
 
 
 def is_count(value: object) -> bool:
-    """Whether a field is a whole number of a possible size."""
+    """Whether a field is an integer of plausible size."""
     return type(value) is int and 0 <= value < 10**18
 
 
 def are_counts(value: object) -> bool:
-    """Whether a field is a list of whole numbers."""
+    """Whether a field is a list of integers."""
     return isinstance(value, list) and all(map(is_count, value))
 
 
 def are_texts(value: object) -> bool:
-    """Whether a field is a list of texts."""
+    """Whether a field is a list of strings."""
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def recorded(run: Run, **kinds: Callable[[object], bool]) -> list[Any]:
-    """Fields of the run's record of itself, each of its kind.
+    """Fields of the run's own record, each checked for its type.
 
     Raises:
-        Unknown: there is no record, or it lacks one of them.
-        Failed: one is of another kind.
+        Unknown: there is no record, or it lacks a field.
+        Failed: a field has the wrong type.
     """
     if run.record is None or not kinds.keys() <= run.record.keys():
         raise Unknown("the folder has no record of what the run read (run_seed*.json)")
@@ -227,7 +227,7 @@ def need_log(run: Run) -> TrainLog:
     """The run's log.
 
     Raises:
-        Unknown: there is none.
+        Unknown: there is no log.
     """
     if run.log is None:
         raise Unknown("there is no log of this run")

@@ -1,4 +1,4 @@
-"""What a ``submission.json`` claims, under whatever names its figures go by."""
+"""What a ``submission.json`` claims, under any of its figures' known names."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ NAMES: dict[str, tuple[str, ...]] = {
     "num_params": ("num_params", "model_params"),
     "p_value": ("p_value",),
 }
-"""Each figure and the names that it goes by, the plainest first; also with ``mean_`` before or ``_mean`` after."""
+"""Each figure's names, plainest first; a ``mean_`` prefix or ``_mean`` suffix is also accepted."""
 
 COUNTS = ("steps", "bytes_total", "bytes_model", "bytes_code", "num_params")
-"""Figures that are whole numbers, where they are no means."""
+"""Figures that are integers unless they are means."""
 
 CREDITS = ("author", "github_id", "name")
-"""What the challenge asks for besides the score; accepted records lack some of it."""
+"""What the challenge requires besides the score; some accepted records lack some of it."""
 
 _FOLDER = re.compile(r"(?<![\w./:-])[\w.-]{1,100}/(?![\w/])")
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The figures that are claimed, by the names in `NAMES`; a Figure keeps the decimals that it was written with.
+    """The claimed figures, by their names in `NAMES`; a Figure keeps its written decimals.
 
     Attributes:
-        top: of the submission as a whole: of its one run, or means and totals over its runs.
-        seeds: of each seed.
-        listed: the seeds that are listed; None where there is no list.
-        num_seeds: over how many seeds the claims are said to be; 0 where nothing says so.
-        credits: author, account and name, those that are given.
-        track: the challenge's track, "" where it is not given.
-        hardware: what the runs ran on, "" where it is not given.
-        baseline_losses: losses in nats of the seeds that were to be beaten.
-        folders: folders that the submission's text names.
-        wrong: what is not of its type, in words.
+        top: for the whole submission: its one run's figures, or means and totals over its runs.
+        seeds: for each seed.
+        listed: the listed seeds; None if there is no list.
+        num_seeds: the claimed number of seeds; 0 if not given.
+        credits: author, account and name, if given.
+        track: the challenge's track, "" if not given.
+        hardware: what the runs ran on, "" if not given.
+        baseline_losses: losses in nats of the seeds to beat.
+        folders: folders named in the submission's text.
+        wrong: fields of the wrong type, in words.
     """
 
     top: Mapping[str, Number] = field(default_factory=dict)
@@ -67,16 +67,16 @@ class Claims:
 
 
 def read_claims(data: bytes) -> Claims:
-    """The claims in a ``submission.json``'s content.
+    """Read the claims from a ``submission.json``'s content.
 
     Raises:
-        ValueError: it is no JSON object, in words.
+        ValueError: it is not a JSON object, in words.
     """
     try:
         content = json.loads(data, parse_float=Figure)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except ValueError as error:  # of what is no JSON, and of whole numbers of thousands of digits
+    except ValueError as error:  # invalid JSON, or integers with thousands of digits
         raise ValueError(f"cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError("holds no JSON object")
@@ -105,7 +105,7 @@ def read_claims(data: bytes) -> Claims:
 
 
 def _figures(content: Mapping[str, Any], wrong: list[str]) -> dict[str, Number]:
-    """The known figures in an object, the first of a figure's names that is there."""
+    """The known figures in an object, each under the first of its names found."""
     found: dict[str, Number] = {}
     for figure, names in NAMES.items():
         forms = [form for name in names for form in (name, f"mean_{name}", f"{name}_mean")]
@@ -147,7 +147,7 @@ def _listed(listed: object, wrong: list[str]) -> tuple[int, ...] | None:
 
 
 def _said_seeds(content: Mapping[str, Any], texts: Mapping[str, str]) -> list[int]:
-    """How many seeds fields and sentences speak of."""
+    """The numbers of seeds mentioned in fields and sentences."""
     said = [content.get(name) for name in ("n_seeds", "num_seeds")]
     words = [found for text in texts.values() for found in re.findall(r"\b(\d{1,3})[- ]seeds?\b", text)]
     return [0, *(count for count in said if type(count) is int), *map(int, words)]
@@ -163,10 +163,10 @@ def _losses(losses: object, wrong: list[str]) -> tuple[float, ...]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a number of a possible size; neither NaN nor infinity are JSON, yet Python reads them."""
+    """Whether a value is a number of plausible size; NaN and infinity are not JSON, but Python reads them."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
 def _shown(value: object) -> str:
-    # The text of a container could be of any length, and its nesting of any depth.
+    # A container's text could be arbitrarily long, and its nesting arbitrarily deep.
     return f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)[:60]

@@ -20,7 +20,7 @@ from records.baseline import baseline_losses
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Audit the folder that the command line names, and exit with 1 if a check failed.
+    """Audit the folder given on the command line and exit with 1 if a check failed.
 
     Raises:
         UserError: the folder, the data or the baseline cannot be read, or a report cannot be written.

@@ -1,12 +1,12 @@
-"""The start of every child of the audit: what it cannot reach and how much it can use, then the command.
+"""Confine a child of the audit: restrict its access, limit its resources, then run its command.
 
     python -I confine.py --folder FOLDER [--namespaces] --memory BYTES --file BYTES -- COMMAND...
 
-With ``--namespaces`` the command sees no network, no other processes, and everything but FOLDER read-only; without, it
-is only limited. Either way nothing that it started outlives it, or this process: with a process namespace the kernel
-sees to that, without one this process adopts what is orphaned and ends it.
+With ``--namespaces`` the command sees no network and no other processes, and everything but FOLDER is read-only.
+Without it, only the limits apply. Either way, nothing that it starts outlives it or this process. With a process
+namespace, the kernel ensures this. Without one, this process adopts orphans and kills them.
 
-Needs nothing but Python and Linux 5.12.
+Requires only Python and Linux 5.12.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, -100, 0x
 _SHARED_MEMORY = "/dev/shm"
 _SHARED_MEMORY_BYTES = 1 << 30
 _INSIDE = 1000
-"""The user id inside: none but 0 keeps its capabilities when it starts a program."""
+"""The user id inside: only user 0 keeps its capabilities across exec."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,7 +41,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
 
 
 def _set_read_only(target: str, read_only: bool) -> None:
-    """Of a whole tree of mounts, or not of the one mount any more."""
+    """Make a whole mount tree read-only, or a single mount writable again."""
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY * read_only, _MOUNT_ATTR_RDONLY * (not read_only), 0, 0)
     flags = _AT_RECURSIVE if read_only else 0
     result = _libc.syscall(
@@ -51,9 +51,9 @@ def _set_read_only(target: str, read_only: bool) -> None:
 
 
 def enter_namespaces(folder: str) -> None:
-    """Leave the machine's network and processes behind, and its files but for one folder read-only.
+    """Detach from the machine's network and processes, and make all files but one folder read-only.
 
-    The process that goes on is a new one, the first of its namespace.
+    A new process continues, the first in its namespace.
 
     Raises:
         OSError: the kernel does not allow it.
@@ -79,10 +79,10 @@ def enter_namespaces(folder: str) -> None:
 
 
 def _go_on_in_child() -> None:
-    """Fork; the parent waits and ends as the child does, and the child dies with it.
+    """Fork; the parent waits and exits with the child's code, and the child dies with the parent.
 
-    The first process of a namespace can be waited for only when all others in it are gone: told to end, the parent
-    ends it and waits, so that nothing is left where the parent is seen to have ended.
+    The first process of a namespace can be waited for only when all others in it are gone. On SIGTERM, the parent
+    kills it and waits, so nothing is left once the parent has exited.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
@@ -95,7 +95,7 @@ def _go_on_in_child() -> None:
 
 
 def _wait(child: int) -> int:
-    """A child's exit code, as a shell gives it; what else ends meanwhile is reaped."""
+    """A child's exit code, as in a shell; other processes that exit meanwhile are reaped."""
     while True:
         ended, status = os.wait()
         if ended == child:

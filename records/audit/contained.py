@@ -1,11 +1,11 @@
-"""Children of the audit: each in an empty folder of its own, contained and limited, whatever it does.
+"""The audit's children: each is contained and limited, in an empty folder of its own.
 
-A child sees the machine's files read-only and its own folder, which starts with the files that it is given and
-is gone after it; no network, no processes but its own, and none of this process's environment but what a program needs
-to start. What it is given is written for it alone, so nothing that it does can change what another child reads.
+A child sees the machine's files read-only. Its own folder starts with the files that it is given and is deleted
+afterward. It has no network, sees only its own processes, and gets only the environment that a program needs to start.
+Its files are written for it alone, so it cannot change what another child reads.
 
-Bubblewrap contains where it is installed, this kernel's user namespaces where they are allowed; where neither works,
-the limits of time, memory, output and disk hold all the same, and `Box.sentence` says what does not.
+Bubblewrap is used if it is installed, or user namespaces if they are allowed. Otherwise the limits on time, memory,
+output and disk still apply, and `Box.sentence` says what does not.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Limits:
     """What a child may use.
 
     Attributes:
-        seconds: of the clock on the wall.
-        memory_bytes: by each of its processes, and by all of them together.
-        output_bytes: that it may print.
-        disk_bytes: by which the free space of the disk may shrink meanwhile.
+        seconds: wall-clock time.
+        memory_bytes: for each of its processes, and for all of them together.
+        output_bytes: how much it may print.
+        disk_bytes: how much free disk space may shrink meanwhile.
     """
 
     seconds: float
@@ -57,11 +57,11 @@ class Ended:
     """How a child ended.
 
     Attributes:
-        code: its exit code; 128 and the signal's number where a signal ended it.
-        output: the last of what it printed.
-        stopped: which limit it broke, in words; None where it ended by itself.
-        report: what it wrote to the descriptor that the variable REPORT names.
-        kept: the files of its folder that were asked for, those that it left as plain files.
+        code: its exit code; 128 plus the signal's number if a signal ended it.
+        output: the end of what it printed.
+        stopped: which limit it exceeded, in words; None if it ended by itself.
+        report: what it wrote to the file descriptor in the variable REPORT.
+        kept: the requested files from its folder that are regular files.
     """
 
     code: int
@@ -72,7 +72,7 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        """Why it failed, as far as it says so."""
+        """Its reason for failing, if it gives one."""
         if self.stopped is not None:
             return self.stopped
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
@@ -81,15 +81,15 @@ class Ended:
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is to do.
+    """A child's task.
 
     Attributes:
         command: a program's path and its arguments.
-        files: what its folder holds at the start, by name.
+        files: its folder's initial contents, by name.
         limits: what it may use.
-        keep: names of files to read from its folder in the end.
-        secret: what it finds on its standard input.
-        doing: what to call it where it takes long.
+        keep: names of files to read from its folder at the end.
+        secret: its standard input.
+        doing: what to call it if it takes long.
     """
 
     command: Sequence[str]
@@ -101,15 +101,15 @@ class Job:
 
 
 class Runner(Protocol):
-    """What runs a job in a folder of its own."""
+    """Runs a job in a folder of its own."""
 
     def run(self, job: Job) -> Ended:
-        """Run it to its end, or to a limit."""
+        """Run it until it ends or exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Runs commands contained as well as a machine can.
+    """Runs commands with the best containment that the machine supports.
 
     Attributes:
         way: ``bubblewrap``, ``namespaces`` or ``limits``.
@@ -119,17 +119,17 @@ class Box:
 
     @classmethod
     def of_this_machine(cls) -> Box:
-        """The best way that works here."""
+        """The best method that works here."""
         return next(box for box in map(cls, ("bubblewrap", "namespaces", "limits")) if box.works())
 
     def works(self) -> bool:
-        """Whether a command can be run this way here."""
+        """Whether commands can run this way here."""
         if self.way == "bubblewrap" and shutil.which("bwrap") is None:
             return False
         return _works(self.way)
 
     def sentence(self) -> str:
-        """What a child cannot do, and what it can, in words for whoever is about to start one."""
+        """What a child can and cannot do, in words for the user about to start one."""
         if self.way == "limits":
             return (
                 "NOT CONTAINED: this machine has no bubblewrap and allows no user namespaces, so the script that is "
@@ -141,7 +141,7 @@ class Box:
         )
 
     def run(self, job: Job) -> Ended:
-        """Run a job to its end, or to a limit."""
+        """Run a job until it ends or exceeds a limit."""
         with tempfile.TemporaryDirectory(prefix="audit-", ignore_cleanup_errors=True) as scratch:
             folder = Path(scratch, "work")
             for name, data in job.files.items():
@@ -166,7 +166,7 @@ class Box:
                 )
                 os.close(writing)
                 assert process.stdin is not None
-                with contextlib.suppress(BrokenPipeError), process.stdin:  # where it ended before it read anything
+                with contextlib.suppress(BrokenPipeError), process.stdin:  # if it ended before reading anything
                     process.stdin.write(f"{job.secret}\n".encode())
                 output, report, stopped = _watch(process, reading, job, folder)
             finally:
@@ -193,7 +193,7 @@ def _works(way: str) -> bool:
 
 
 def _watch(process: subprocess.Popen[bytes], reading: int, job: Job, folder: Path) -> tuple[str, bytes, str | None]:
-    """Read what a process says until it ends or breaks a limit; then it is ended, and all that it started."""
+    """Read a process's output until it ends or exceeds a limit, then kill it and all that it started."""
     assert process.stdout is not None
     heard = {process.stdout.fileno(): bytearray(), reading: bytearray()}
     counted = dict.fromkeys(heard, 0)
@@ -205,7 +205,7 @@ def _watch(process: subprocess.Popen[bytes], reading: int, job: Job, folder: Pat
             os.set_blocking(descriptor, False)
             selector.register(descriptor, selectors.EVENT_READ)
         while stopped is None:
-            ended = process.poll() is not None  # before reading, so that its last words are read
+            ended = process.poll() is not None  # before reading, so its final output is read
             _hear(selector, heard, counted)
             if ended:
                 break
@@ -221,7 +221,7 @@ def _watch(process: subprocess.Popen[bytes], reading: int, job: Job, folder: Pat
 
 
 def _hear(selector: selectors.BaseSelector, heard: dict[int, bytearray], counted: dict[int, int]) -> None:
-    """Read what there is now, and wait a moment where there is nothing."""
+    """Read what is available now, or wait briefly if there is nothing."""
     for key, _ in selector.select(_LOOK_SECONDS):
         descriptor = key.fd
         data = os.read(descriptor, 1 << 16)
@@ -235,7 +235,7 @@ def _hear(selector: selectors.BaseSelector, heard: dict[int, bytearray], counted
 
 
 def _broken(limits: Limits, seconds: float, counted: Mapping[int, int], pid: int, disk: int) -> str | None:
-    """Which limit is broken, in words."""
+    """Which limit is exceeded, in words."""
     if seconds > limits.seconds:
         return f"took more than {limits.seconds:g} s"
     if max(counted.values()) > limits.output_bytes:
@@ -248,7 +248,7 @@ def _broken(limits: Limits, seconds: float, counted: Mapping[int, int], pid: int
 
 
 def _resident_bytes(root: int) -> int:
-    """Memory that a process and all that descends from it hold, in bytes."""
+    """Memory held by a process and its descendants, in bytes."""
     children: dict[int, list[int]] = {}
     resident: dict[int, int] = {}
     page = os.sysconf("SC_PAGE_SIZE")
@@ -261,7 +261,7 @@ def _resident_bytes(root: int) -> int:
         except OSError:  # it ended meanwhile
             continue
         children.setdefault(int(words[1]), []).append(int(entry.name))
-        resident[int(entry.name)] = (int(shared[1]) - int(shared[2])) * page  # not what is shared: the libraries
+        resident[int(entry.name)] = (int(shared[1]) - int(shared[2])) * page  # excludes shared memory: the libraries
     total, todo = 0, [root]
     while todo:
         pid = todo.pop()
@@ -271,12 +271,12 @@ def _resident_bytes(root: int) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group; the first signal lets the confining process end what left the group."""
+    """Kill a process and its group; the first signal lets the confining process kill what left the group."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
-    with contextlib.suppress(ProcessLookupError):  # where all of it has ended
+    with contextlib.suppress(ProcessLookupError):  # if everything has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -286,7 +286,7 @@ def _code(returncode: int) -> int:
 
 
 def _read_plain(path: Path) -> bytes | None:
-    """A file's content, if it is a plain one and of a size that a result may have."""
+    """A file's content, if it is a regular file of a valid result's size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -1,4 +1,4 @@
-"""A submission's folder, read once: every check works on the same bytes, whatever becomes of the files meanwhile."""
+"""A submission's folder, read once: every check uses the same bytes, even if the files change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS = {
     ".golf": MAX_FILE_BYTES,
     ".ptz": MAX_FILE_BYTES,
 }
-"""Which files are read, by the ends of their names, and up to what size."""
+"""The files that are read, by suffix, and their maximum sizes."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Artifact:
     """An exported file.
 
     Attributes:
-        name: its name.
+        name: its file name.
         suffix: ``.golf`` or ``.ptz``.
         data: its content.
     """
@@ -50,16 +50,16 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Run:
-    """What the folder holds of one run; what it does not hold is None.
+    """What the folder has for one run; anything missing is None.
 
     Attributes:
-        name: ``seed 42``, or a file's name where the seed says too little; "" where there is but one unnamed run.
+        name: ``seed 42``, or a file name if the seed is ambiguous; "" for a single unnamed run.
         seed: the run's seed.
-        claims: what is claimed of it: its seed's results, or the submission's own figures where there is one run.
-        own_claims: whether those are of this run alone, and no mean or another run's.
-        log: its logs together.
+        claims: its claims: its seed's results, or the submission's own figures if there is one run.
+        own_claims: whether those are for this run alone, not a mean or another run's.
+        log: its logs, merged.
         artifact: its exported file.
-        record: its record of itself, ``run_seed*.json``.
+        record: its own record, ``run_seed*.json``.
     """
 
     name: str
@@ -73,18 +73,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Submission:
-    """All that an audit knows of a folder.
+    """Everything that an audit knows about a folder.
 
     Attributes:
         path: the folder.
         names: the files in it.
         refused: files that were not read, and why.
-        claims: of its submission.json; nothing where there is none.
-        no_claims: why there are none, "" where there are.
+        claims: from its submission.json; empty if missing.
+        no_claims: why there are no claims, "" if there are.
         script: the name and content of its script.
-        code: every Python file by its name.
+        code: every Python file by name.
         has_readme: whether there is a README.md.
-        runs: the runs that it is about.
+        runs: the runs that it covers.
     """
 
     path: Path
@@ -104,7 +104,7 @@ class Submission:
 
 
 def read_folder(path: Path) -> Submission:
-    """Read a submission's folder; nothing in it is executed, and no link in it is followed."""
+    """Read a submission's folder without executing anything in it or following its links."""
     files, refused = _read_files(path)
     code = {name: data for name, data in files.items() if name.endswith(".py")}
     scripts = sorted(name for name in code if re.fullmatch(r"train_gpt[^/]*\.py", name))
@@ -129,7 +129,7 @@ def read_folder(path: Path) -> Submission:
 
 
 def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:
-    """The content of plain files of the known kinds by their relative names, and what was refused."""
+    """The contents of regular files of known types by relative name, and the rejected files."""
     files: dict[str, bytes] = {}
     refused: list[str] = []
     left = _MAX_ALL_BYTES
@@ -154,10 +154,10 @@ def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _read_file(path: Path, most: int) -> bytes:
-    """A plain file's content, b"" of a kind that is not read.
+    """A regular file's content, b"" for a type that is not read.
 
     Raises:
-        ValueError: it is no plain file, or too large; in words that follow its name.
+        ValueError: it is not a regular file, or too large; the words follow its name.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -176,7 +176,7 @@ def _read_file(path: Path, most: int) -> bytes:
 
 
 def _runs(files: Mapping[str, bytes], claims: Claims) -> list[Run]:
-    """What belongs together: by the seeds in names and logs, or all of it where there is one run."""
+    """Group files into runs by the seeds in names and logs, or all together if there is one run."""
     logs = _logs(files)
     artifacts = {name: data for name, data in files.items() if name.endswith((".golf", ".ptz"))}
     records = {name: files[name] for name in files if re.search(r"(^|/)run_seed\d+\.json$", name)}
@@ -203,7 +203,7 @@ def _runs(files: Mapping[str, bytes], claims: Claims) -> list[Run]:
             artifact=_artifact(exported[0], files) if len(exported) == 1 else None,
             record=_record(files[recorded[0]]) if len(recorded) == 1 else None,
         )
-        # Of a seed that is only claimed there is nothing to check; the check `seeds` says so.
+        # A seed that is only claimed has nothing to check; the check `seeds` reports it.
         if taken or recorded or alone:
             runs.append(run)
     for name in left:
@@ -217,7 +217,7 @@ def _artifact(name: str, files: Mapping[str, bytes]) -> Artifact:
 
 
 def _logs(files: Mapping[str, bytes]) -> dict[str, TrainLog]:
-    """The logs by their files' names, the same one under two names once; a seed in the name is the log's seed."""
+    """The logs by file name, without duplicates; a seed in the name is the log's seed."""
     logs: dict[str, TrainLog] = {}
     seen: set[bytes] = set()
     for name in sorted(files, key=lambda name: (_seed_in(name) is None, name)):
@@ -232,7 +232,7 @@ def _logs(files: Mapping[str, bytes]) -> dict[str, TrainLog]:
 
 
 def _together(logs: list[TrainLog]) -> TrainLog | None:
-    """One log of what one run's logs say: of its training, and of scorings that were made later."""
+    """Merge one run's logs into one: its training, and any later scorings."""
     if not logs:
         return None
     trained = next((log for log in logs if log.step_stop is not None), logs[0])

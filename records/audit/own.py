@@ -1,11 +1,11 @@
-"""What the audit lets this project's own code do in a child: read a script as text, or load an artifact.
+"""This project's own code in a child of the audit: read a script as text, or load an artifact.
 
     python -I own.py read SCRIPT
     python -I own.py load ARTIFACT
     python -I own.py score ARGUMENTS...
 
-``read`` and ``load`` leave result.json in the current folder, ``score`` is ``cli.py`` with the arguments. No line of
-the audited script runs here: a result is this project's word.
+``read`` and ``load`` write result.json in the current folder; ``score`` runs ``cli.py`` with the arguments. None of the
+audited script runs here, so results come from this project alone.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def read(script: Path) -> dict[str, object]:
 
 
 def load(artifact: Path) -> dict[str, object]:
-    """What an artifact holds, or why it cannot be read; a network that it describes is built and filled."""
+    """What an artifact contains, or why it cannot be read; a network that it describes is built and loaded."""
     from components.errors import UserError
     from components.gpt import GPT, GPTConfig
     from components.model_files import read_any_artifact
@@ -54,7 +54,7 @@ def load(artifact: Path) -> dict[str, object]:
 
 
 def main(job: str, *words: str) -> None:
-    """Do a job."""
+    """Run a job."""
     sys.path.insert(0, str(PROJECT))
     if job == "score":
         sys.argv = [str(PROJECT / "cli.py"), *words]

@@ -1,4 +1,4 @@
-"""An audit as text, JSON and a page."""
+"""Format an audit as text, JSON or an HTML page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ td { overflow-wrap: anywhere; }
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """What matters first: how many, what failed, where to look, and what could not be checked and why."""
+    """What matters first: counts, failures, where to look, and what could not be checked and why."""
     counts = Counter(verdict.state for verdict in verdicts)
     lines = [", ".join(f"{counts[state]} {state}" for state in (State.FAIL, State.PASS, State.LOOK, State.UNKNOWN))]
     lines += [f"FAIL: {verdict.name}: {verdict.detail}" for verdict in verdicts if verdict.state == State.FAIL]
@@ -37,7 +37,7 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def as_text(folder: str, contained: str, verdicts: Sequence[Verdict]) -> str:
-    """The summary, then a line a verdict."""
+    """The summary, then one line per verdict."""
     rows = [f"{v.name:<36} {v.state:<16} {v.word:<11} {v.detail}" for v in verdicts]
     head = f"{'line':<36} {'verdict':<16} {'by':<11} why"
     return (
@@ -46,7 +46,7 @@ def as_text(folder: str, contained: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def as_json(folder: str, contained: str, verdicts: Sequence[Verdict]) -> str:
-    """The same for tools: the summary's lines, counts by state, and every verdict's fields."""
+    """The same for tools: the summary lines, counts by state, and every verdict's fields."""
     counts = Counter(verdict.state for verdict in verdicts)
     content = {
         "folder": folder,
@@ -59,7 +59,7 @@ def as_json(folder: str, contained: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def as_page(folder: str, contained: str, verdicts: Sequence[Verdict]) -> str:
-    """The same for people, one file that needs nothing else."""
+    """The same for people, as one self-contained file."""
     rows = "\n".join(
         f'<tr><td>{html.escape(v.name)}</td><td class="{v.state.split()[0]}">{v.state}</td><td>{v.word}</td>'
         f"<td>{html.escape(v.detail)}</td></tr>"

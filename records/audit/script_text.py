@@ -1,7 +1,7 @@
-"""What a script says to whoever reads it without running it: its text behind compression, and its settings.
+"""What a script says without being run: its decompressed text and its settings.
 
-Public scripts come as ``exec(lzma.decompress(base64.b85decode("...")))`` in many spellings, this project's as modules
-in clear text and in a compressed string. Both are unpacked by evaluating those few calls here, on literals alone.
+Public scripts are variants of ``exec(lzma.decompress(base64.b85decode("...")))``. This project's scripts are modules
+in plain text and in a compressed string. Both are unpacked by evaluating only those few calls here, on literals only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_TEXT = 4 << 20
-"""Characters that a script may unpack to: a hundred times what fits the challenge's cap in practice."""
+"""Maximum characters in an unpacked script: in practice, 100 times what fits the challenge's cap."""
 MAX_LAYERS = 4
 Setting = bool | int | float | str
 
@@ -28,7 +28,7 @@ class Unreadable(Exception):  # noqa: N818
 
 
 class NeedsNewerPythonError(Unreadable):
-    """It uses syntax that this Python does not know and a newer one may."""
+    """It uses syntax that this Python does not support but a newer one might."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class ScriptText:
     """A script as text.
 
     Attributes:
-        texts: all of it, by where it stands: "" for the file's own text, ``unpacked`` for what that executes,
-            a module's name for a module that it carries.
-        settings: values of the class Hyperparameters, or those of this project's CONFIG, by dotted names.
-        packed: whether it is one of this project's.
+        texts: all of it, by location: "" for the file's own text, ``unpacked`` for what that executes, a module's
+            name for a module that it contains.
+        settings: values in the class Hyperparameters, or in this project's CONFIG, by dotted name.
+        packed: whether this project packed it.
     """
 
     texts: Mapping[str, str]
@@ -48,10 +48,10 @@ class ScriptText:
 
 
 def read_script(source: bytes) -> ScriptText:
-    """Read a script, and whatever it would unpack.
+    """Read a script and anything that it would unpack.
 
     Raises:
-        Unreadable: it is no Python, of this version or at all, or it unpacks to something of no possible size.
+        Unreadable: it is not Python, or not for this version, or what it unpacks is too large.
     """
     try:
         text = source.decode("utf-8-sig")
@@ -70,7 +70,7 @@ def read_script(source: bytes) -> ScriptText:
 
 
 def imported_names(text: str) -> set[str]:
-    """The modules that a text imports, as far as its lines show."""
+    """The modules that a text's lines visibly import."""
     return {
         found.partition(".")[0] for found in re.findall(r"^[ \t]*(?:from|import)[ \t]+([\w.]+)", text, re.MULTILINE)
     }
@@ -83,7 +83,7 @@ def _parse(text: str) -> ast.Module:
     except SyntaxError as error:
         said = f"line {error.lineno}: {error.msg}"
         line = (text.splitlines() or [""])[min(error.lineno or 1, len(text.splitlines())) - 1]
-        # Before 3.12 an f-string could not hold its own quotes, and types had no statement of their own.
+        # Before 3.12, an f-string could not reuse its own quotes, and there was no type statement.
         newer = error.msg.startswith("f-string") or _NEWER_SYNTAX.search(line)
         if newer and sys.version_info < (3, 12):
             raise NeedsNewerPythonError(said) from error
@@ -97,7 +97,7 @@ _NEWER_SYNTAX = re.compile(r"""\b[rR]?[fF][rR]?['"]|^\s*type\s+\w+.*=|^\s*(?:asy
 
 
 def _executed(tree: ast.Module) -> str | None:
-    """The text that a module's own ``exec`` would run, if it is one that can be told without running anything."""
+    """The text that a module's own ``exec`` would run, if known without running anything."""
     names: dict[str, Any] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Import):
@@ -124,7 +124,7 @@ class _Module:
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """What an expression of literals, decoders and decompressors gives; None for any other."""
+    """The value of an expression of literals, decoders and decompressors; None for any other."""
     match node:
         case ast.Constant():
             return node.value
@@ -155,7 +155,7 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
 
 
 def _limited(make: Callable[..., Any]) -> Callable[..., bytes]:
-    """A decompressor that gives up at `MAX_TEXT`."""
+    """A decompressor that stops at `MAX_TEXT`."""
 
     def decompress(data: bytes, *arguments: Any, **keywords: Any) -> bytes:
         text: bytes = make(*arguments, **keywords).decompress(data, MAX_TEXT + 1)
@@ -184,7 +184,7 @@ _METHODS: dict[str, Callable[[Any], Any]] = {
 
 
 def _modules(tree: ast.Module) -> dict[str, str]:
-    """The modules that a script of this project's carries; none of another's."""
+    """The modules that this project's script contains; empty for any other script."""
     readable: dict[str, str] = {}
     packed = None
     for statement in tree.body:
@@ -206,7 +206,7 @@ def _modules(tree: ast.Module) -> dict[str, str]:
 
 def _config_settings(tree: ast.Module) -> dict[str, Setting]:
     """The plain values in the sections of a packed script's CONFIG."""
-    import yaml  # type: ignore[import-untyped] # here: no script of another project needs it
+    import yaml  # type: ignore[import-untyped] # imported here: only this project's scripts need it
 
     text = next(
         (
@@ -236,7 +236,7 @@ def _config_settings(tree: ast.Module) -> dict[str, Setting]:
 
 
 def _hyperparameters(tree: ast.Module) -> dict[str, Setting]:
-    """The values that the class Hyperparameters gives where no environment variable says otherwise."""
+    """The values in the class Hyperparameters, unless overridden by environment variables."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == "Hyperparameters":
             settings: dict[str, Setting] = {}
@@ -251,7 +251,7 @@ def _hyperparameters(tree: ast.Module) -> dict[str, Setting]:
 
 
 def _default(node: ast.expr, settings: Mapping[str, Setting]) -> Any:
-    """A literal, an earlier setting, the default of a look into the environment, or one of these converted."""
+    """A literal, an earlier setting, an environment lookup's default, or one of these converted."""
     match node:
         case ast.Constant():
             return node.value

@@ -1,6 +1,6 @@
-"""Stand-ins for packages of GPU kernels, so that a script that needs them can be imported and built without a GPU.
+"""Stand-ins for GPU kernel packages, so a script that needs them can be imported and built without a GPU.
 
-FlashAttention's functions are computed by torch. Triton's are there to be decorated with and launch nothing.
+Torch computes FlashAttention's functions. Triton's only serve as decorators and launch nothing.
 """
 
 import importlib.abc
@@ -13,7 +13,7 @@ REPLACED = ("flash_attn_interface", "flash_attn", "triton")
 
 
 def install() -> list[str]:
-    """Replace those of the packages that are not installed; their names, filled in as a script imports them."""
+    """Replace missing packages and return their names, added as a script imports them."""
     used: list[str] = []
     absent = [name for name in REPLACED if importlib.util.find_spec(name) is None]
     sys.meta_path.append(_Finder(absent, used))
@@ -40,7 +40,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _asked_by_torch():  # type: ignore[no-untyped-def]
-    """Whether torch looks for a package, to choose between what it can do with it and without."""
+    """Whether torch itself is checking if a package is available."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("importlib", "stand_ins")):
         frame = frame.f_back
@@ -48,9 +48,9 @@ def _asked_by_torch():  # type: ignore[no-untyped-def]
 
 
 class _StandIn(types.ModuleType):
-    """A module in which every name is found."""
+    """A module in which every name exists."""
 
-    __path__: list[str] = []  # noqa: RUF012 # a package, of no files
+    __path__: list[str] = []  # noqa: RUF012 # a package without files
 
     def __getattr__(self, name):  # type: ignore[no-untyped-def]
         if name.startswith("__"):
@@ -59,7 +59,7 @@ class _StandIn(types.ModuleType):
 
 
 class _Anything:
-    """A name of such a module: a decorator, an annotation or a number that is never looked at."""
+    """A name in such a module: a decorator, an annotation or a number that is never read."""
 
     def __init__(self, name):  # type: ignore[no-untyped-def]
         self.name = name
@@ -91,7 +91,7 @@ class _Kernel:
 
 
 def _attention(q, k, v, *arguments, causal=False, softmax_scale=None, **keywords):  # type: ignore[no-untyped-def]
-    """Attention over [B, T, H, D], fewer heads in k and v than in q allowed."""
+    """Attention over [B, T, H, D]; k and v may have fewer heads than q."""
     from torch.nn.functional import scaled_dot_product_attention
 
     repeats = q.shape[2] // k.shape[2]

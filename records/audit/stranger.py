@@ -1,13 +1,13 @@
-"""What the audit lets a script that it audits do in a child: be imported, build its network, score an artifact.
+"""The audited script in a child of the audit: import it, build its network or score an artifact.
 
     python -I stranger.py import SCRIPT SETTINGS
     python -I stranger.py run SCRIPT ARGUMENTS...
 
-SETTINGS, as JSON, are those of the network that a script of this project's leaves to the tokenizer.
+SETTINGS, as JSON, are the network settings that this project's script derives from the tokenizer.
 
-The script runs in this process and can say whatever it likes in this process's name: all that comes from here is the
-script's word. The report goes to the descriptor that REPORT names, behind a secret that the audit gave on standard
-input, so that at least nothing is taken for it by accident.
+The script runs in this process and can forge this process's output, so every result is only the script's claim. The
+report goes to the file descriptor in REPORT, along with a secret that the audit gave on standard input, so at least
+nothing is mistaken for it by accident.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 def stand_in():  # type: ignore[no-untyped-def]
-    """Put stand-ins where packages are missing; by path, since nothing beside this file is to be importable."""
+    """Install stand-ins for missing packages; loaded by path, since this folder must not be importable."""
     spec = importlib.util.spec_from_file_location("stand_ins", Path(__file__).with_name("stand_ins.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -32,7 +32,7 @@ def stand_in():  # type: ignore[no-untyped-def]
 
 
 def refuse_network() -> None:
-    """Raise wherever this process connects, sends or asks for an address, and so say what was asked for."""
+    """Raise whenever this process connects, sends or looks up an address, so the attempt is reported."""
 
     def hook(event, arguments):  # type: ignore[no-untyped-def]
         if event == "socket.getaddrinfo" or (
@@ -44,7 +44,7 @@ def refuse_network() -> None:
 
 
 def import_script(path):  # type: ignore[no-untyped-def]
-    """The script as a module."""
+    """Import the script as a module."""
     spec = importlib.util.spec_from_file_location("train_gpt", path)
     assert spec is not None
     assert spec.loader is not None
@@ -55,7 +55,7 @@ def import_script(path):  # type: ignore[no-untyped-def]
 
 
 def build_network(script, settled):  # type: ignore[no-untyped-def]
-    """The script's network and its settings: of this project's configuration, or of a foreign script's classes."""
+    """The script's network and settings, from this project's configuration or a third-party script's classes."""
     if hasattr(script, "SOURCES"):
         gpt = importlib.import_module("components.gpt")
         settings = importlib.import_module("yaml").safe_load(script.CONFIG)["model"]
@@ -68,14 +68,14 @@ def build_network(script, settled):  # type: ignore[no-untyped-def]
     given = script.Hyperparameters()
     wanted = inspect.signature(script.GPT).parameters
     settings = {name: getattr(given, name) for name in wanted if hasattr(given, name)}
-    if len(wanted) == 1 and not settings:  # later scripts hand all of them over at once
+    if len(wanted) == 1 and not settings:  # later scripts pass them all at once
         plain = {name: getattr(given, name) for name in dir(given) if not name.startswith("_")}
         return script.GPT(given), {name: x for name, x in plain.items() if isinstance(x, bool | int | float | str)}
     return script.GPT(**settings), settings
 
 
 def report_import(path: str, settled: str) -> dict:
-    """Seconds to import, the network's settings, its parameters, and its loss on random ids; or why not."""
+    """Seconds to import, the network's settings, parameters and loss on random ids, or why it failed."""
     started = time.perf_counter()
     used = stand_in()
     try:
@@ -84,7 +84,7 @@ def report_import(path: str, settled: str) -> dict:
             importlib.import_module("cli")
     except ModuleNotFoundError as error:
         return {"missing": error.name, "why_not": str(error)}
-    except Exception as error:  # a foreign script may fail in any way, and the audit then says which
+    except Exception as error:  # a third-party script may fail in any way; the audit reports it
         return {"why_not": f"{type(error).__name__}: {error}"}
     report: dict = {"seconds": time.perf_counter() - started, "stand_ins": used}
     try:

@@ -1,4 +1,4 @@
-"""``python -m records.audit.table``: write the table of records/README.md from the checks' docstrings."""
+"""``python -m records.audit.table``: write the table in records/README.md from the checks' docstrings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """A README's text, with the table of today between its marks."""
+    """A README's text with the current table between its markers."""
     return re.sub(f"(?<={re.escape(BEGIN)}).*(?={re.escape(END)})", lambda found: table(), text, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""What an audit says: a verdict a line, and whose word it is."""
+"""An audit's verdicts, one per line, and their sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What became of a check."""
+    """The outcome of a check."""
 
     PASS = "pass"
     FAIL = "FAIL"
@@ -16,10 +16,10 @@ class State(StrEnum):
 
 
 class Word(StrEnum):
-    """On whose word a verdict rests.
+    """The source that a verdict relies on.
 
-    Only what is counted, computed or scored by this project from the folder's own bytes is `OURS`. The others are as
-    good as their source: a log, the run's record of itself, the script that is audited.
+    Only what this project counts, computes or scores from the folder's own bytes is `OURS`. The others are only as
+    good as their source: a log, the run's own record or the audited script.
     """
 
     OURS = "ours"
@@ -30,13 +30,13 @@ class Word(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the table, its texts fit to be printed.
+    """One line of the table, with printable texts.
 
     Attributes:
-        check: which check, as the table of checks names it.
-        run: of which run, "" for the whole folder.
-        state: what became of it.
-        word: on whose word.
+        check: the check's name in the table of checks.
+        run: which run, "" for the whole folder.
+        state: the outcome.
+        word: its source.
         detail: what was found, or why nothing could be.
     """
 
@@ -53,11 +53,11 @@ class Verdict:
 
 
 class Failed(Exception):  # noqa: N818
-    """A check that was made and failed; the message says why."""
+    """A check that was performed and failed; the message says why."""
 
 
 class Unknown(Exception):  # noqa: N818
-    """A check that could not be made; the message says why."""
+    """A check that could not be performed; the message says why."""
 
 
 class Look(Exception):  # noqa: N818
@@ -65,8 +65,8 @@ class Look(Exception):  # noqa: N818
 
 
 def printable(text: str) -> str:
-    """Text of a stranger's without what a terminal would obey: control characters, line ends and surrogates.
+    """Escape what a terminal could interpret in untrusted text: control characters, line ends and surrogates.
 
-    Letters of any script stay; the others become their escapes.
+    Letters of any script are kept; the others become escapes.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
