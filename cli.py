@@ -195,7 +195,7 @@ def _attribute(name: str) -> Callable[[object], Any]:
 def _import_named_classes(words: list[str]) -> None:
     """Import the project's modules whose classes the command line or a configuration file names.
 
-    The parser resolves the short names of imported classes only.
+    The parser resolves the short names of imported classes only, and --help lists only those.
     """
     text = "\n".join(words)
     for word in words:
@@ -205,7 +205,8 @@ def _import_named_classes(words: list[str]) -> None:
     named = set(re.findall(r"\w+", text))
     for package in PACKAGES:
         for file in sorted((Path(__file__).parent / package).glob("*.py")):
-            if named.intersection(re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)):
+            classes = re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)
+            if named.intersection(classes) or (classes and package == "components" and "help" in named):
                 importlib.import_module(f"{package}.{file.stem}")
 
 

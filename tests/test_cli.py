@@ -283,3 +283,9 @@ def test_a_runs_code_is_counted_for_its_own_configuration(data_folder: Path, tmp
 def test_by_default_the_packed_script_of_the_configuration_is_counted(finished_run: FinishedRun) -> None:
     config = (finished_run.logs / "config.yaml").read_text()
     assert summary_of(finished_run.folder)["bytes_code"] == compressed_bytes(config)
+
+
+def test_help_lists_the_classes_to_choose_from() -> None:
+    shown = run("cli.py", "fit", "--help").stdout
+    for name in ("averages.ExponentialMean", "gptq.GPTQ", "test_time_training.ScoreFirstTraining"):
+        assert f"components.{name}" in shown
