@@ -99,9 +99,11 @@ class ScoreFirstTraining(Scorer):
         position = chunk.first_target // self.chunk_tokens / max(1, num_chunks - 1)
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr * (1 + math.cos(math.pi * position)) / 2
-        # One more id than targets: the first one's input.
-        ids = windows.ids[chunk.first_target : chunk.first_target + num_sequences * seq_len + 1].long()
-        with torch.enable_grad():
+        # The trainer validates in inference mode, which enable_grad alone does not leave.
+        with torch.inference_mode(False), torch.enable_grad():
+            # One more id than targets: the first one's input.
+            ids = windows.ids[chunk.first_target : chunk.first_target + num_sequences * seq_len + 1]
+            ids = ids.to(torch.int64, copy=True)
             for _ in range(self.epochs):
                 for batch in _batches(ids, seq_len, self.batch_seqs):
                     self._step(network, batch, windows.rank, windows.world_size, seq_len)

@@ -109,6 +109,15 @@ def test_training_changes_later_scores_and_leaves_the_weights_as_they_were() -> 
     assert scorer.summary()["test_time_training"]["trained"] == [[64 * i, 64 * (i + 1), 64 * (i + 1)] for i in range(4)]
 
 
+def test_it_trains_although_its_caller_is_in_inference_mode() -> None:
+    scores = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        network = tiny_network()
+        with mode():
+            scores.append(ScoreFirstTraining(**SETTINGS).score(network, windows_of(random_ids(300))))
+    assert scores[0] == scores[1]
+
+
 def test_without_epochs_it_is_plain_scoring() -> None:
     ids = random_ids(300)
     scorer = ScoreFirstTraining(**{**SETTINGS, "epochs": 0})
