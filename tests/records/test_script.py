@@ -183,7 +183,7 @@ def test_the_script_alone_explains_its_settings_and_unpacks(made: Made, tmp_path
     shown = " ".join(run_alone(tmp_path, "train_gpt.py", "fit", "--help").split())
     for setting in ("--model.num_layers", "--late_qat.start_fraction", "--data.train_batch_tokens"):
         assert setting in shown
-    for meaning in ("Transformer blocks; the first half", "Fraction of the budget", "Tokens of an optimizer step"):
+    for meaning in ("Transformer blocks; the first half", "Fraction of the budget", "Tokens per optimizer step"):
         assert meaning in shown
     run_alone(tmp_path, "train_gpt.py", "unpack", "sources")
     assert (tmp_path / "sources" / "components" / "gpt.py").read_text() == (ROOT / "components/gpt.py").read_text()
