@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import os
 import re
 import sys
@@ -33,9 +34,10 @@ from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
+from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
 from components.errors import UserError
-from components.gpt import GPTConfig, load_weights
+from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
@@ -137,7 +139,10 @@ class GolfCLI(LightningCLI):
         _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
 
     def before_instantiate_classes(self) -> None:
-        """Take the network's settings from the file to score, and refuse a machine that lacks what the run needs."""
+        """Take the network's settings from the file to score, and refuse what cannot be built or run.
+
+        The file's shapes are compared with the network's before any memory is spent on a network.
+        """
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
@@ -154,6 +159,11 @@ class GolfCLI(LightningCLI):
             for name, value in settings.items():
                 config.model[name] = value
         _take_vocabulary(config)
+        network = GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
+        shapes = shapes_of(network)
+        if self.weights is not None:
+            check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
+        _check_size(sum(map(math.prod, shapes.values())))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
@@ -213,10 +223,20 @@ def _import_named_classes(words: list[str]) -> None:
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{source} describes a network that cannot be built: {error}") from error
     except TypeError as error:
         raise UserError(
             f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
         ) from error
+
+
+def _check_size(num_values: int) -> None:
+    if num_values > MAX_ELEMENTS:
+        raise UserError(
+            f"The network has {num_values:,} values and an artifact holds {MAX_ELEMENTS:,} at most; make "
+            "model.model_dim, model.num_layers or a table smaller."
+        )
 
 
 def _take_vocabulary(config: Any) -> None:
