@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
-from components.errors import UserError
+from components.checkpoint_reading import read_checkpoint
+from components.errors import UserError, describe_os_error
 from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
@@ -69,9 +70,12 @@ class GolfCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The trainer methods that are commands, each with its arguments that are not options."""
+        """The trainer methods that are commands, each with its arguments that are not options.
+
+        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run.
+        """
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate")}
+        return {name: {*commands[name], "weights_only"} for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
@@ -129,6 +133,7 @@ class GolfCLI(LightningCLI):
         _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        _check_text(config)
         given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
         if len(given) > 1:
             raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
@@ -137,6 +142,9 @@ class GolfCLI(LightningCLI):
             raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
         drops_average = config.averaging is None and not last_weights
         _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         """Take the network's settings from the file to score, and refuse what cannot be built or run.
@@ -220,6 +228,20 @@ def _import_named_classes(words: list[str]) -> None:
                 importlib.import_module(f"{package}.{file.stem}")
 
 
+def _check_text(config: Any) -> None:
+    """Refuse text that can be in no file's name, which a configuration file can hold."""
+    for name, value in config.items():
+        if isinstance(value, str):
+            try:
+                impossible = b"\0" in os.fsencode(value)
+            except UnicodeEncodeError:
+                impossible = True
+            if impossible:
+                raise UserError(
+                    f"{name} is {value!r}, which holds a character that no file's name can have; remove it."
+                )
+
+
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
@@ -276,16 +298,8 @@ def _check_runs_folder(trainer: Any) -> None:
 def _check_checkpoint(path: str | None, drops_average: bool, may_score_last: bool) -> None:
     if path is None:
         return
-    remedy = "give --ckpt_path a .ckpt file that a fit saved"
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint file {path}; {remedy}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises many undocumented types on malformed bytes
-        raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
-    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
-    average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
+    checkpoint = read_checkpoint(Path(path))
+    average = checkpoint["callbacks"].get(Averaging.__qualname__)
     if average is not None and drops_average:
         otherwise = ", or --last_weights true to score the last weights" if may_score_last else ""
         raise UserError(
@@ -320,11 +334,27 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
         )
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {describe_os_error(error)}")
     except ValueError as error:
-        # The parser wraps the error of a class if its setting may also be null.
-        if not isinstance(error.__cause__, UserError):
+        # The parser wraps the error of a class if its setting may also be null or a list.
+        reason = next((cause for cause in _causes(error) if isinstance(cause, UserError | ModuleNotFoundError)), None)
+        if reason is None:
             raise
-        sys.exit(f"error: {error.__cause__}")
+        if isinstance(reason, UserError):
+            sys.exit(f"error: {reason}")
+        said = " ".join(str(reason).split())
+        sys.exit(
+            f"error: A class that the settings name needs a package that is not installed ({said}); install it, or "
+            "leave the class out."
+        )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 if __name__ == "__main__":
