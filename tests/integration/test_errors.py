@@ -368,6 +368,32 @@ def test_an_unknown_option_fails_with_the_parsers_own_message(
     assert said in last
 
 
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:antigravity"])
+def test_a_configuration_with_python_tags_runs_nothing(
+    tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, mark = tmp_path / "tags.yaml", tmp_path / "owned"
+    config.write_text(f"trainer:\n  default_root_dir: !!python/{tag} [{mark}]\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", f"--config={config}"])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "could not determine a constructor for the tag" in said
+    assert "Traceback" not in said
+    assert not mark.exists()
+    assert "antigravity" not in sys.modules
+
+
+def test_no_configuration_can_ask_for_a_checkpoints_code_to_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unsafe.yaml").write_text("weights_only: false\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["validate", f"--config={tmp_path / 'unsafe.yaml'}"])
+    assert exit.value.code == 2
+    assert "weights_only" in capsys.readouterr().err.split("error: ")[-1]
+
+
 @pytest.mark.parametrize("command", [fit_arguments, validate_arguments])
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_missing_or_foreign_checkpoint(
