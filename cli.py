@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
+from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
-from components.errors import UserError
-from components.gpt import GPTConfig, load_weights
+from components.checkpoint_reading import read_checkpoint
+from components.errors import UserError, describe_os_error
+from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
@@ -67,9 +70,12 @@ class GolfCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The trainer methods that are commands, each with its arguments that are not options."""
+        """The trainer methods that are commands, each with its arguments that are not options.
+
+        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run.
+        """
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate")}
+        return {name: {*commands[name], "weights_only"} for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
@@ -127,6 +133,7 @@ class GolfCLI(LightningCLI):
         _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        _check_text(config)
         given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
         if len(given) > 1:
             raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
@@ -136,8 +143,14 @@ class GolfCLI(LightningCLI):
         drops_average = config.averaging is None and not last_weights
         _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def before_instantiate_classes(self) -> None:
-        """Take the network's settings from the file to score, and refuse a machine that lacks what the run needs."""
+        """Take the network's settings from the file to score, and refuse what cannot be built or run.
+
+        The file's shapes are compared with the network's before any memory is spent on a network.
+        """
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
@@ -154,6 +167,11 @@ class GolfCLI(LightningCLI):
             for name, value in settings.items():
                 config.model[name] = value
         _take_vocabulary(config)
+        network = GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
+        shapes = shapes_of(network)
+        if self.weights is not None:
+            check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
+        _check_size(sum(map(math.prod, shapes.values())))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
@@ -210,13 +228,37 @@ def _import_named_classes(words: list[str]) -> None:
                 importlib.import_module(f"{package}.{file.stem}")
 
 
+def _check_text(config: Any) -> None:
+    """Refuse text that can be in no file's name, which a configuration file can hold."""
+    for name, value in config.items():
+        if isinstance(value, str):
+            try:
+                impossible = b"\0" in os.fsencode(value)
+            except UnicodeEncodeError:
+                impossible = True
+            if impossible:
+                raise UserError(
+                    f"{name} is {value!r}, which holds a character that no file's name can have; remove it."
+                )
+
+
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{source} describes a network that cannot be built: {error}") from error
     except TypeError as error:
         raise UserError(
             f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
         ) from error
+
+
+def _check_size(num_values: int) -> None:
+    if num_values > MAX_ELEMENTS:
+        raise UserError(
+            f"The network has {num_values:,} values and an artifact holds {MAX_ELEMENTS:,} at most; make "
+            "model.model_dim, model.num_layers or a table smaller."
+        )
 
 
 def _take_vocabulary(config: Any) -> None:
@@ -256,16 +298,8 @@ def _check_runs_folder(trainer: Any) -> None:
 def _check_checkpoint(path: str | None, drops_average: bool, may_score_last: bool) -> None:
     if path is None:
         return
-    remedy = "give --ckpt_path a .ckpt file that a fit saved"
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint file {path}; {remedy}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises many undocumented types on malformed bytes
-        raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
-    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
-    average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
+    checkpoint = read_checkpoint(Path(path))
+    average = checkpoint["callbacks"].get(Averaging.__qualname__)
     if average is not None and drops_average:
         otherwise = ", or --last_weights true to score the last weights" if may_score_last else ""
         raise UserError(
@@ -300,11 +334,27 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
         )
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {describe_os_error(error)}")
     except ValueError as error:
-        # The parser wraps the error of a class if its setting may also be null.
-        if not isinstance(error.__cause__, UserError):
+        # The parser wraps the error of a class if its setting may also be null or a list.
+        reason = next((cause for cause in _causes(error) if isinstance(cause, UserError | ModuleNotFoundError)), None)
+        if reason is None:
             raise
-        sys.exit(f"error: {error.__cause__}")
+        if isinstance(reason, UserError):
+            sys.exit(f"error: {reason}")
+        said = " ".join(str(reason).split())
+        sys.exit(
+            f"error: A class that the settings name needs a package that is not installed ({said}); install it, or "
+            "leave the class out."
+        )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 if __name__ == "__main__":

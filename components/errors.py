@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is one sentence: what is wrong, where (the file or setting), and what to do. Commands print it
     without a traceback and exit with a nonzero code.
     """
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, and for which file."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
