@@ -10,18 +10,13 @@ from callbacks.clock import Clock
 from callbacks.common import Reporter, Stage, announce, find, starts_step
 from components.errors import UserError
 
-STARTUP_STEPS = 2
-"""The first steps, which say nothing of the others: the first may set things up, and on a GPU its time is read late."""
-
 
 class Schedule(Reporter):
     """Set every learning rate and Muon's momentum before each optimizer step.
 
     Each learning rate is its initial value times a multiplier. The multiplier is 1, then falls linearly toward 0, but
     never below ``min_multiplier``. It falls over the last ``warmdown_steps`` steps, whose time is estimated from the
-    run's mean step time if seconds are limited, or over the last ``warmdown_fraction`` of the budget. The mean leaves
-    out the run's first two steps, before whose end there is no estimate and no warm-down: the public script counts
-    them, so that one slow first step starts its warm-down at once.
+    run's mean step time if seconds are limited, or over the last ``warmdown_fraction`` of the budget.
 
     Args:
         warmdown_steps: Length of the warm-down, in optimizer steps; 0 if a fraction is given instead.
@@ -63,14 +58,11 @@ class Schedule(Reporter):
         self.momentum_warmup_steps = momentum_warmup_steps
         self.multiplier = 1.0
         self.warmdown_start_step: int | None = None
-        self._startup = (0, 0.0)  # steps at the start, and their seconds
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the step's learning rates and momentum in the optimizer's groups."""
         if not starts_step(trainer, batch_idx):
             return
-        if trainer.global_step == STARTUP_STEPS:
-            self._startup = (STARTUP_STEPS, find(trainer, Clock).elapsed)
         self.multiplier = self._multiplier(trainer)
         if self.multiplier < 1 and self.warmdown_start_step is None:
             self.warmdown_start_step = trainer.global_step
@@ -81,12 +73,12 @@ class Schedule(Reporter):
                 group["momentum"] = self._momentum(trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """When the warm-down began, and what the first steps took."""
-        return {"warmdown_start_step": self.warmdown_start_step, "startup": self._startup}
+        """When the warm-down began."""
+        return {"warmdown_start_step": self.warmdown_start_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore when the warm-down began, and what the first steps took."""
-        self.warmdown_start_step, self._startup = state_dict["warmdown_start_step"], state_dict["startup"]
+        """Restore when the warm-down began."""
+        self.warmdown_start_step = state_dict["warmdown_start_step"]
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The run summary's fields about the schedule."""
@@ -110,9 +102,8 @@ class Schedule(Reporter):
                 f"the learning rate never warmed down: the {self._length} of warm-down at the end of the budget did "
                 f"not begin within the run's {trainer.global_step} steps"
             ]
-        # A warm-down by steps begins after the first estimate of a step's time, where the budget is in seconds.
-        earliest = STARTUP_STEPS + 1 if find(trainer, Clock).max_seconds else 1
-        if self.warmdown_steps and self.warmdown_start_step is not None and self.warmdown_start_step <= earliest:
+        # The clock reads 0 before the first step, so the warm-down begins at the second step at the earliest.
+        if self.warmdown_steps and self.warmdown_start_step is not None and self.warmdown_start_step <= 1:
             return [
                 f"the learning rate was never constant: {self.warmdown_steps} steps of warm-down are more than the "
                 "whole budget; lower schedule.warmdown_steps or raise the budget"
@@ -140,18 +131,13 @@ class Schedule(Reporter):
         if self.warmdown_fraction:
             return min(1.0, max(0.0, 1 - clock.progress(trainer)) / self.warmdown_fraction)
         if clock.max_seconds:
-            remaining = clock.train_seconds - clock.elapsed
-            warmdown = self.warmdown_steps * self._step_seconds(step, clock)
+            remaining, warmdown = (
+                clock.train_seconds - clock.elapsed,
+                self.warmdown_steps * clock.elapsed / max(step, 1),
+            )
         else:
             remaining, warmdown = trainer.max_steps - step, self.warmdown_steps
         return max(0.0, remaining / warmdown) if remaining < warmdown else 1.0
-
-    def _step_seconds(self, step: int, clock: Clock) -> float:
-        """Mean seconds of a step after the run's first ones; 0 while there is none."""
-        if step <= STARTUP_STEPS:
-            return 0.0
-        num_startup, startup_seconds = self._startup
-        return (clock.elapsed - startup_seconds) / (step - num_startup)
 
     def _momentum(self, step: int) -> float:
         share = min(1.0, step / self.momentum_warmup_steps) if self.momentum_warmup_steps else 1.0

@@ -159,37 +159,11 @@ def test_a_run_that_never_warmed_down_says_so() -> None:
     assert "the 10 steps of warm-down at the end of the budget did not begin within the run's 5 steps" in sentence
 
 
-def multipliers(schedule: Schedule, step_ends: list[float], first_step: int = 0) -> list[float]:
-    """The multiplier before each of a run's steps, by the time when it starts, of a budget of 600 s."""
-    clock = clock_at(0.0, max_seconds=600)
-    trainer = trainer_with_groups(schedule, clock, max_steps=20000)
-    shown = []
-    for trainer.global_step, clock.elapsed in enumerate(step_ends, first_step):
-        run_step(schedule, trainer)
-        shown.append(schedule.multiplier)
-    return shown
-
-
-# Steps of 0.1 s are 300 s of warm-down; counted in, a first step of 9 s would make it 27,000 s.
-@pytest.mark.parametrize(
-    "ends", [[0, 9, 9.1, 9.2, 9.3, 9.4], [0, 0.01, 9, 9.1, 9.2, 9.3]], ids=["on the CPU", "read a step later on a GPU"]
-)
-def test_a_slow_first_step_does_not_start_the_warmdown(ends: list[float]) -> None:
-    schedule = Schedule(warmdown_steps=3000)
-    assert multipliers(schedule, ends) == [1] * 6
-    assert schedule.warmdown_start_step is None
-    resumed = Schedule(warmdown_steps=3000)
-    resumed.load_state_dict(schedule.state_dict())
-    # 9 s and 5,000 steps of 0.1 s: 91 s remain of 300 s. On a GPU the slow step's end is read as the second's.
-    start = ends[2]
-    assert multipliers(resumed, [start + 500], first_step=5002) == pytest.approx([(600 - start - 500) / 300])
-
-
 def test_a_run_whose_warmdown_is_longer_than_its_budget_says_so() -> None:
     # 3000 steps of 0.5 s are 1500 s of warm-down in 600 s.
     schedule, clock = Schedule(warmdown_steps=3000), clock_at(0.0, max_seconds=600)
     trainer = trainer_with_groups(schedule, clock, max_steps=20000)
-    for trainer.global_step in range(4):
+    for trainer.global_step in range(3):
         clock.elapsed = 0.5 * trainer.global_step
         run_step(schedule, trainer)
     [sentence] = schedule.missed(trainer)
