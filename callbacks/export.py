@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from callbacks.clock import Clock
-from callbacks.common import Reporter, announce, data_of, find, network_of
+from callbacks.common import Reporter, Stage, announce, data_of, find, network_of
 from callbacks.scoring import score_result, score_summary
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
 from components.compression import require_zstandard
@@ -45,6 +45,7 @@ class Export(Reporter):
         quantizer: Rounds the weights that are quantized.
     """
 
+    stage = Stage.EXPORT
     count_code: Callable[[], int]
     """Counts the bytes of code submitted with the artifact; set by the program that knows what that code is."""
 
