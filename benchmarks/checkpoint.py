@@ -69,7 +69,7 @@ class Probe(Callback):
                 self.begun.append(clock.elapsed)
                 self.pauses.append(seconds)
 
-        checkpoints.on_train_batch_end = timed  # type: ignore[method-assign]
+        checkpoints.on_train_batch_end = timed  # type: ignore[method-assign, assignment]
 
     @property
     def shares(self) -> list[float]:
