@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
 from jsonargparse import lazy_instance
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks.averaging import Averaging
+from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
@@ -28,6 +31,7 @@ from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
+from callbacks.run_folder import RunFolder, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
@@ -81,6 +85,7 @@ class GolfCLI(LightningCLI):
         """Add a section for each behavior, and link what sections share."""
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Schedule, "schedule")
         parser.add_lightning_class_args(Loops, "loops")
         parser.add_lightning_class_args(LateQAT, "late_qat")
@@ -140,8 +145,8 @@ class GolfCLI(LightningCLI):
         last_weights = config.get("last_weights", False)
         if last_weights and given != ["ckpt_path"]:
             raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
-        drops_average = config.averaging is None and not last_weights
-        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+        if not self._goes_on_from_last():
+            self._check_checkpoint()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
@@ -172,6 +177,27 @@ class GolfCLI(LightningCLI):
         if self.weights is not None:
             check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
         _check_size(sum(map(math.prod, shapes.values())))
+        if self._goes_on_from_last():
+            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir or "."), self._whole_config()))
+            self._check_checkpoint()
+        if self._leaves_nothing():
+            self.save_config_callback = None
+
+    def _goes_on_from_last(self) -> bool:
+        return self.config.subcommand == "fit" and self.config.fit.ckpt_path == "last"
+
+    def _leaves_nothing(self) -> bool:
+        """Whether to write no folder: a ``validate`` without a runs folder only prints."""
+        return self.config.subcommand == "validate" and self.config.validate.trainer.default_root_dir is None
+
+    def _check_checkpoint(self) -> None:
+        config = self.config[self.config.subcommand]
+        drops_average = config.averaging is None and not config.get("last_weights", False)
+        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+
+    def _whole_config(self) -> dict[str, Any]:
+        """The fit's configuration as its ``config.yaml`` holds it."""
+        return yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
@@ -181,12 +207,22 @@ class GolfCLI(LightningCLI):
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         if init.trainer.enable_progress_bar is not False:
             added.append(BudgetProgressBar(refresh_rate=5))
-        self.trainer_defaults["callbacks"] = [*added, RunLog(), RunSummary()]
-        trainer = super().instantiate_trainer(**kwargs)
+        if not self._leaves_nothing():
+            added += [RunLog(), RunSummary()]
+        self.trainer_defaults["callbacks"] = added
+        trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
         return trainer
+
+    def _loggers(self, trainer: Any) -> list[Logger] | bool:
+        """The run's own folder with TensorBoard's log, and the loggers that the user lists."""
+        if self._leaves_nothing() or trainer.logger is False:
+            return False
+        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        folder = RunFolder(Path(trainer.default_root_dir or "."))
+        return [folder, *(logger for logger in listed if isinstance(logger, Logger))]
 
     def before_fit(self) -> None:
         """Give the export a counter of this configuration's code."""

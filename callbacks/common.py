@@ -28,9 +28,11 @@ class Stage(IntEnum):
     SCHEDULE = 2
     TECHNIQUE = 3
     """Changes how the network trains or what is exported."""
-    OBSERVER = 4
+    EXPORT = 4
+    """Takes the network as every technique has left it."""
+    OBSERVER = 5
     """Only reports; the default for a callback that declares no stage."""
-    CHECKPOINT = 5
+    CHECKPOINT = 6
 
 
 @dataclass(frozen=True)
