@@ -86,6 +86,11 @@ class StoredTensor:
             return self.values.float()
         return _dequantize(self.values, self.scales.float())
 
+    def relative_error(self, weight: Tensor) -> float:
+        """Norm of the difference from the float weight, over that weight's norm; 0 for no error."""
+        weight = weight.detach().to(self.values.device, torch.float32)
+        return ((self.dequantize() - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+
 
 class Quantizer(ABC):
     """Decides the codes and scales of the matrices that an artifact stores.
