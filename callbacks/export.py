@@ -130,13 +130,19 @@ class Export(Reporter):
         self._announce(trainer, self.float_score, self.score)
 
     @torch.no_grad()
-    def quantize(self, trainer: Trainer, network: GPT) -> dict[str, StoredTensor]:
-        """The weights as the artifact will hold them, the same on every rank; calibrates the quantizer if it asks.
+    def quantize(self, trainer: Trainer, network: GPT, calibrated: Quantizer | None = None) -> dict[str, StoredTensor]:
+        """The weights as the artifact will hold them, the same on every rank; calibrates the quantizer if needed.
+
+        Args:
+            trainer: The run.
+            network: The network.
+            calibrated: A quantizer that was calibrated on these weights, to share its calibration if possible.
 
         Raises:
             UserError: A weight cannot be stored, or the training data for the calibration cannot be read.
         """
-        if self.quantizer.calibration_batches:
+        is_shared = calibrated is not None and self.quantizer.share_calibration(calibrated)
+        if self.quantizer.calibration_batches and not is_shared:
             self._calibrate(trainer, network)
         storages = {name: rule.kind for name, rule in assign(network.shapes(), self.rules).items()}
         return store(dict(network.named_parameters()), storages, self.quantizer)

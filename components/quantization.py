@@ -114,6 +114,14 @@ class Quantizer(ABC):
             batches: int64 ids [B, T] on the network's device, this rank's share of `calibration_batches`.
         """
 
+    def share_calibration(self, other: Quantizer) -> bool:
+        """Take what another quantizer observed of the same network, if `calibrate` would observe just that.
+
+        Returns:
+            Whether this replaces `calibrate`.
+        """
+        return False
+
     @abstractmethod
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
         """Store all matrices at once, so that those of one shape can share work.

@@ -29,6 +29,7 @@ from cli import GolfCLI, run_cli
 from components.artifact_report import describe
 from components.command import run_command
 from components.errors import UserError
+from components.quantization import Quantizer
 from datamodules.shards import find_shards
 from records.trade import Choice, draw_trade, trade_table
 
@@ -100,11 +101,14 @@ class Requantize(GolfCLI):
         scored = find(self.trainer, ValidationScore).score
         assert scored is not None
         self.model.to(self.trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
-        choices = []
+        choices: list[Choice] = []
+        calibrated: Quantizer | None = None
         for value, path in zip(self.values or [""], self.paths, strict=True):
             if value:
                 self._print(f"{self.setting} {value}")
-            choices.append(self._export(self.exports.pop(0), value, path))  # its Hessians go when it is done
+            export = self.exports.pop(0)  # the calibration of earlier ones, which is large, goes with them
+            choices.append(self._export(export, value, path, calibrated))
+            calibrated = export.quantizer
         if not self.trainer.is_global_zero:
             return
         if self.values:
@@ -117,9 +121,10 @@ class Requantize(GolfCLI):
             print(f"float weights  {scored.bits_per_byte:.6f} bits per byte")
             print(f"artifact       {choice.bits_per_byte:.6f} bits per byte")
 
-    def _export(self, export: Export, value: str, path: Path) -> Choice:
+    def _export(self, export: Export, value: str, path: Path, calibrated: Quantizer | None) -> Choice:
         network = self.model.network
-        written = export.write(self.trainer, network, export.quantize(self.trainer, network), path)
+        stored = export.quantize(self.trainer, network, calibrated)
+        written = export.write(self.trainer, network, stored, path)
         score, seconds = score_artifact(self.trainer, self.model, written.artifact)
         self._print(
             f"{path}: {written.num_bytes:,} bytes, {score.bits_per_byte:.6f} bits per byte, scored in {seconds:.1f} s"

@@ -1,6 +1,6 @@
 """Requantizing a fit's weights: the same file as the fit's, other files by other settings, and what is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from components.gptq import GPTQ
 from components.quantization import load_state, store
 from components.storage import StorageRule, assign
 from components.weights_file import read_weights
+from datamodules.fineweb import FineWeb
 from records import trade
 from records.requantize import main
 from records.trade import Choice, draw_trade, trade_table
@@ -195,6 +196,31 @@ def test_a_checkpoint_from_under_late_qat_is_calibrated_and_scored_in_float(
     expected = store(dict(network.named_parameters()), storages, quantizer)
     for name, tensor in read_artifact(tmp_path / "again.golf").tensors.items():
         assert torch.equal(tensor.values, expected[name].values), name
+
+
+@pytest.mark.parametrize(
+    ("tried_setting", "batches"),
+    [("export.quantizer.table_sigmas", [3]), ("export.quantizer.calibration_batches", [3, 2])],
+)
+def test_it_calibrates_again_only_for_another_number_of_batches(
+    tried_setting: str,
+    batches: list[int],
+    fitted: Path,
+    requantize: Requantize,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    real = FineWeb.calibration_batches
+
+    def calibration_batches(data: FineWeb, num_batches: int) -> Iterator[torch.Tensor]:
+        asked.append(num_batches)
+        return real(data, num_batches)
+
+    monkeypatch.setattr(FineWeb, "calibration_batches", calibration_batches)
+    weights = logs(fitted) / "model.safetensors"
+    requantize("--try", tried_setting, "3", "2", out=tmp_path / "model.golf", weights=weights)
+    assert asked == batches
 
 
 # What is refused
