@@ -50,7 +50,9 @@ class Requantize(GolfCLI):
         """Add the options of this command."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         parser = self._parser("validate")
-        parser.add_argument("--out", type=Path, required=True, help=f"The artifact to write, a new {SUFFIX} file.")
+        parser.prog = "python -m records.requantize"
+        parser.description = __doc__
+        parser.add_argument("--out", type=Path | None, default=None, help=f"The artifact to write, a {SUFFIX} file.")
         parser.add_argument(
             "--try",
             type=str,
@@ -63,8 +65,8 @@ class Requantize(GolfCLI):
         """Parse the options, and once more for each value to try.
 
         Raises:
-            UserError: There are no float weights to quantize, a file to write exists, or the values are not two or
-                more of a setting of the export section.
+            UserError: There are no float weights to quantize, no file to write or one that exists, or the values are
+                not two or more of a setting of the export section.
         """
         assert isinstance(args, list)
         super().parse_arguments(parser, args)
@@ -76,6 +78,8 @@ class Requantize(GolfCLI):
             )
         if config.weights is None and config.ckpt_path is None:
             raise UserError("There is nothing to quantize; give float weights with --ckpt_path or --weights.")
+        if config.out is None:
+            raise UserError(f"There is no file to write; name a new {SUFFIX} file with --out.")
         self.setting, self.values = _values_to_try(args, config.get("try"))
         self.paths = _paths(config.out, len(self.values))
         tried = [parser.parse_args([*args, f"--{self.setting}={value}"]).validate for value in self.values]

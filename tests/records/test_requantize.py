@@ -232,6 +232,7 @@ def test_float_weights_are_given_once(fitted: Path, refusal: Requantize, tmp_pat
     assert refusal(out=out) == "There is nothing to quantize; give float weights with --ckpt_path or --weights."
     both = refusal(out=out, weights=weights, ckpt_path=checkpoint(fitted))
     assert both == "--weights and --ckpt_path both name weights to score; give one of them."
+    assert refusal(weights=weights) == "There is no file to write; name a new .golf file with --out."
     rounded = logs(fitted) / "model.golf"
     assert refusal(out=out, artifact=rounded).startswith(f"{rounded} holds weights that are rounded already; give ")
 
