@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
@@ -242,6 +242,9 @@ class GolfCLI(LightningCLI):
             raise UserError(excess)
 
 
+CLI = TypeVar("CLI", bound=GolfCLI)
+
+
 def _attribute(name: str) -> Callable[[object], Any]:
     return lambda owner: getattr(owner, name)
 
@@ -351,18 +354,35 @@ def _count_packed(config: str) -> int:
 
 
 def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
-    """Run a command; an error that the user can fix ends in one sentence and exit code 1.
+    """Run ``fit`` or ``validate``; see `run_cli`.
 
     Args:
         args: The command and its options; those of the process if None.
         count_code: Counts the code submitted with an artifact; by default the packed script.
     """
+    return run_cli(GolfCLI, args, SaveConfigCallback, count_code)
+
+
+def run_cli(
+    cli_class: type[CLI],
+    args: list[str] | None,
+    save_config: type[SaveConfigCallback] | None,
+    count_code: CodeCounter = _count_packed,
+) -> CLI:
+    """Run a command line; an error that the user can fix ends in one sentence and exit code 1.
+
+    Args:
+        cli_class: The command line.
+        args: The command and its options; those of the process if None.
+        save_config: Saves the configuration in the run's log folder; None if the command leaves none.
+        count_code: Counts the code submitted with an artifact; by default the packed script.
+    """
     try:
-        return GolfCLI(
+        return cli_class(
             count_code=count_code,
             model_class=GPTModule,
             datamodule_class=FineWeb,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=save_config,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1337,
             auto_configure_optimizers=False,

@@ -58,11 +58,15 @@ class ValidationScore(Reporter):
 def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tuple[Score, float]:
     """Score the network as a run's result, outside the trainer's loops; returns the score and the seconds it took."""
     started = time.perf_counter()
-    show_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
     pl_module.eval()
     with trainer.precision_plugin.val_step_context():
-        score = data_of(trainer).final_pass(title).run(network_of(pl_module), show_progress)
+        score = data_of(trainer).final_pass(title).run(network_of(pl_module), shows_progress(trainer))
     return score, time.perf_counter() - started
+
+
+def shows_progress(trainer: Trainer) -> bool:
+    """Whether this rank shows progress bars."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def score_summary(score: Score) -> dict[str, Any]:

@@ -444,11 +444,12 @@ def test_a_runs_folder_that_is_a_file(refused: Refused, data_folder: Path, tmp_p
         ("warmup.steps", 1, "warmup.steps is 1"),
         ("schedule.warmdown_steps", -1, "schedule.warmdown_steps is -1"),
         ("export.keep_last_k_fp16", -1, "export.keep_last_k_fp16 is -1"),
+        ("export.storage+", '{"names": "head.*", "storage": "int8"}', "The storage rule for head.* matches no weight"),
         ("model.num_heads", 3, "model.model_dim 272 over model.num_heads 3"),
     ],
 )
 def test_impossible_settings(
-    setting: str, value: int, said: str, refused: Refused, data_folder: Path, tmp_path: Path
+    setting: str, value: int | str, said: str, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     assert said in refused(fit_arguments(data_folder, tmp_path / "runs", **{setting: value}))
 
