@@ -117,9 +117,13 @@ class Export(Reporter):
             with trainer.precision_plugin.val_step_context():
                 self.quantizer.calibrate(network, data_of(trainer).calibration_batches(num_batches))
             seconds = time.perf_counter() - started
-            find(trainer, Clock).charge(seconds)
+            clock = find(trainer, Clock)
+            clock.charge(seconds)
             announce(
-                trainer, "export", f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
+                trainer,
+                "export",
+                f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s, elapsed "
+                f"{clock.elapsed:.3f} s",
             )
 
     @torch.no_grad()
@@ -157,6 +161,7 @@ class Export(Reporter):
             f"float weights val_loss {before.loss:.8f} val_bpb {before.bits_per_byte:.8f}",
             f"artifact val_loss {after.loss:.8f} val_bpb {after.bits_per_byte:.8f} scored in "
             f"{facts['eval_time_seconds']:.3f} s",
+            *data_of(trainer).scorer.describe(),
         ):
             announce(trainer, "export", sentence)
         rank_zero_info(
@@ -191,12 +196,15 @@ class Export(Reporter):
         }
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """How weights are stored."""
+        """How weights are stored, and what the scorer did other than scoring."""
         stored: dict[str, list[str]] = {}
         for rule in self.rules:
             stored.setdefault(rule.storage, []).append(rule.names)
         listed = "; ".join(f"{storage}: {', '.join(names)}" for storage, names in stored.items())
-        return [f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed})."]
+        return [
+            f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed}).",
+            *data_of(trainer).scorer.describe(),
+        ]
 
 
 def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
