@@ -44,7 +44,7 @@ Found = Iterator[tuple[int, str]]
 def read_hints(texts: Mapping[str, str], settings: Mapping[str, object]) -> list[Hint]:
     """All hints in a script's texts, by where each stands, and in its settings."""
     hints = []
-    if settings.get("model.smear_across_documents") is True:
+    if settings.get("model.smear_across_documents") is True and settings.get("model.smear") != "none":
         hints.append(Hint("gate across documents", "CONFIG", "smear_across_documents is true"))
     scorer = str(settings.get("scorer.class_path", PLAIN_SCORER))
     if scorer != PLAIN_SCORER:

@@ -5,10 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from components.artifact import read_artifact, write_artifact
+from components.byte_counts import token_byte_table
+from components.gpt import GPT, GPTConfig
 from components.public_artifact import write_public_artifact
+from components.quantization import load_state
+from components.scoring import WindowLoader
+from components.test_time_training import ScoreFirstTraining
 from datamodules.shards import open_shard
+from datamodules.tokenizer import load_tokenizer
 from records.audit.checks import judge
 from records.audit.figure_checks import significance
 from records.audit.verdicts import Failed, State, Word
@@ -17,6 +24,7 @@ from tests.records.audit.support import (
     IDS,
     SCRIPT,
     SCRIPT_PARAMS,
+    SEQ_LEN,
     Edit,
     NoBox,
     all_of,
@@ -428,6 +436,30 @@ def test_an_artifact_of_an_unknown_format_is_said(line: str, public: Path, data:
     verdict = verdict_of(line, public, data)
     assert verdict.state == State.UNKNOWN, verdict
     assert "not a format that this audit reads" in verdict.detail
+
+
+def test_a_run_that_trained_on_the_text_is_scored_again_with_training(folder: Path, data: Path) -> None:
+    train_at_test_time()(folder)
+    artifact = read_artifact(folder / "model_seed42.golf")
+    assert artifact.settings is not None
+    network = GPT(GPTConfig(**artifact.settings))  # type: ignore[arg-type]
+    network.load_state_dict(load_state(artifact.tensors))
+    [shard] = data.glob("fineweb_val_*.bin")
+    windows = WindowLoader(
+        torch.from_numpy(open_shard(shard).astype("int64")),
+        token_byte_table(load_tokenizer(data / "tokenizer.model")),
+        seq_len=SEQ_LEN,
+        stride=SEQ_LEN,
+        windows_per_batch=4,
+        device=torch.device("cpu"),
+    )
+    settings = {name: value for name, value in TRAINED.items() if name != "trained"}
+    trained = ScoreFirstTraining(**settings).score(network, windows).bits_per_byte  # type: ignore[arg-type]
+    plain = json.loads((folder / "submission.json").read_text())["val_bpb"]
+    assert abs(trained - plain) > 0.005
+    edit_result(val_bpb=trained)(folder)
+    verdict = verdict_of("score recomputed", folder, data)
+    assert verdict.state == State.PASS, verdict
 
 
 @pytest.mark.slow
