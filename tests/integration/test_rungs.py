@@ -114,7 +114,7 @@ def test_a_packed_rung_passes_the_audit(rung: Rung) -> None:
 def test_a_rung_s_script_alone_gives_the_claimed_score(rung: Rung, tmp_path: Path) -> None:
     for name in ("train_gpt.py", f"model_seed{SEED}.golf"):
         shutil.copy(rung.folder / name, tmp_path)
-    result = run("train_gpt.py", "validate", f"--artifact=model_seed{SEED}.golf", folder=tmp_path)
+    result = run("train_gpt.py", "validate", f"--artifact=model_seed{SEED}.golf", timeout=300, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     scored = summary_of(tmp_path / "runs")
     claimed = json.loads((rung.folder / "submission.json").read_text())
