@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from components.gpt import GPT
-from components.scorer import ScoringPass
+from components.scorer import Scorer, ScoringPass
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 
@@ -107,6 +107,8 @@ class RunData(Protocol):
     """The data module as callbacks see it."""
 
     train_batch_tokens: int
+    scorer: Scorer
+    """What computes the run's result."""
 
     @property
     def epoch(self) -> float:

@@ -187,8 +187,10 @@ class Export(Reporter):
         with trainer.precision_plugin.val_step_context():
             self.quantizer.calibrate(network, batches)
         seconds = time.perf_counter() - started
-        find(trainer, Clock).charge(seconds)
-        announce(trainer, "export", f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s")
+        clock = find(trainer, Clock)
+        clock.charge(seconds)
+        words = f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
+        announce(trainer, "export", f"{words}, elapsed {clock.elapsed:.3f} s")
 
     def _save_floats(self, trainer: Trainer, path: Path, network: GPT, stored: Mapping[str, StoredTensor]) -> None:
         """Write the float weights beside the artifact or in the spare folder, and log how the artifact will hold them.
@@ -227,6 +229,7 @@ class Export(Reporter):
             f"float weights val_loss {before.loss:.8f} val_bpb {before.bits_per_byte:.8f}",
             f"artifact val_loss {after.loss:.8f} val_bpb {after.bits_per_byte:.8f} scored in "
             f"{facts['eval_time_seconds']:.3f} s",
+            *data_of(trainer).scorer.describe(),
         ):
             announce(trainer, "export", sentence)
         rank_zero_info(
@@ -261,12 +264,15 @@ class Export(Reporter):
         }
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """How weights are stored."""
+        """How weights are stored, and what the scorer did other than scoring."""
         stored: dict[str, list[str]] = {}
         for rule in self.rules:
             stored.setdefault(rule.storage, []).append(rule.names)
         listed = "; ".join(f"{storage}: {', '.join(names)}" for storage, names in stored.items())
-        return [f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed})."]
+        return [
+            f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed}).",
+            *data_of(trainer).scorer.describe(),
+        ]
 
 
 def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artifact) -> tuple[Score, float]:

@@ -66,6 +66,10 @@ class Scorer:
         """Entries for the run's record other than the score; none here."""
         return {}
 
+    def describe(self) -> list[str]:
+        """Sentences that tell a reader what it did other than scoring; none here."""
+        return []
+
 
 class SlidingWindows(Scorer):
     """Score every target once, each with the whole context that its window gives it."""

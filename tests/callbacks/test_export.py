@@ -51,7 +51,8 @@ def score(network: GPT) -> Score:
 
 
 def trainer_in(folder: Path, **settings: Any) -> SimpleNamespace:
-    data = SimpleNamespace(final_pass=lambda title: ScoringPass(windows(), SlidingWindows(), title))
+    scorer = SlidingWindows()
+    data = SimpleNamespace(final_pass=lambda title: ScoringPass(windows(), scorer, title), scorer=scorer)
     return trainer_of(log_dir=str(folder), datamodule=data, **settings)
 
 
