@@ -1,0 +1,145 @@
+"""Results of the GPU program as a file's content and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.common import table
+from benchmarks.gpu_program.chips import Backend, Chip
+from benchmarks.gpu_program.program import Program
+from benchmarks.gpu_program.roofline import kernel_seconds, product_seconds, program_times
+
+TOP = 12
+"""Kernels that the text lists."""
+
+PARTS = {
+    "products": "matrix products",
+    "attention": "attention (rate assumed)",
+    "elementwise": "elementwise kernels",
+    "recomputed": "sines, cosines, powers",
+    "update": "clipping and optimizers",
+    "all_reduce": "gradient all-reduce",
+    "gather": "Muon's gather",
+    "waiting_for_host": "waiting for the host",
+}
+"""Parts of a step by their names in a result."""
+
+
+def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
+    """A program's counts and times as plain data."""
+    times, ceiling = (program_times(program, chip, backend, at_ceiling) for at_ceiling in (False, True))
+    return {
+        "launches": program.launches,
+        "kernels": len(program.kernels),
+        "products": program.num_products,
+        "attention_calls": sum(call.calls for call in program.attention),
+        "gigabytes": (program.bytes + program.other_bytes) / 1e9,
+        "launches_with_trigonometry": sum(k.launches for k in program.kernels if k.trigonometry),
+        "launches_with_float64": sum(k.launches for k in program.kernels if k.float64),
+        "launches_without_bytes": sum(k.launches for k in program.kernels if not k.bytes),
+        "ms": {
+            "products": 1e3 * times.products,
+            "products_at_ceiling": 1e3 * ceiling.products,
+            "attention": 1e3 * times.attention,
+            "elementwise": 1e3 * times.elementwise,
+            "recomputed": 1e3 * times.recomputed,
+        },
+        "by_kernel": [
+            {
+                "name": kernel.name,
+                "launches": kernel.launches,
+                "bytes": kernel.bytes,
+                "ms": 1e3 * kernel.launches * sum(kernel_seconds(kernel, chip)),
+                "trigonometry": kernel.trigonometry,
+                "powers": kernel.powers,
+                "float64": kernel.float64,
+            }
+            for kernel in sorted(program.kernels, key=lambda k: -k.launches * sum(kernel_seconds(k, chip)))
+        ],
+        "by_product": [
+            {
+                "shape": "x".join(map(str, product.shape)),
+                "calls": product.calls,
+                "ms": 1e3 * product.calls * product_seconds(product.operations, product.bytes, chip),
+            }
+            for product in sorted(program.products, key=lambda p: -p.calls * p.operations)
+        ],
+    }
+
+
+def programs_table(passes: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each program."""
+    header = ("program", "launches", "kernels", "products", "GB", "sin/cos", "float64", "products ms", "at ceiling")
+    rows = [
+        (
+            f"{name} {part}",
+            p["launches"],
+            p["kernels"],
+            p["products"],
+            f"{p['gigabytes']:.1f}",
+            p["launches_with_trigonometry"],
+            p["launches_with_float64"],
+            *(f"{p['ms'][key]:.1f}" for key in ("products", "products_at_ceiling", "attention", "elementwise")),
+            f"{p['ms']['recomputed']:.1f}",
+        )
+        for name, parts in passes.items()
+        for part, p in parts.items()
+    ]
+    return table((*header, "attention ms", "elementwise ms", "recomputed ms"), rows)
+
+
+def kernels_table(program: Mapping[str, Any]) -> str:
+    """The kernels of a program that take the longest."""
+    rows = [
+        (
+            _shortened(k["name"]),
+            k["launches"],
+            f"{k['bytes'] / 1e6:.1f}",
+            f"{k['ms']:.2f}",
+            k["trigonometry"],
+            "yes" if k["float64"] else "",
+            *([k["instructions"]] if "instructions" in k else []),
+        )
+        for k in program["by_kernel"][:TOP]
+    ]
+    with_code = len(rows) > 0 and len(rows[0]) > 6
+    return table(
+        ("kernel", "launches", "MB", "ms", "sin/cos", "float64", *(["instructions"] if with_code else [])), rows
+    )
+
+
+def _shortened(name: str, width: int = 80) -> str:
+    return name if len(name) <= width else f"{name[: width // 2]}...{name[-width // 2 + 3 :]}"
+
+
+def step_table(steps: Mapping[str, Mapping[str, float]]) -> str:
+    """Predicted milliseconds of a step by part, a column for each training pass."""
+    names = [*PARTS, "step", "hidden_host"]
+    labels = {**PARTS, "step": "predicted step", "hidden_host": "(host, hidden)"}
+    rows = [(labels[name], *(f"{step[name]:.2f}" for step in steps.values())) for name in names]
+    return table(("ms", *steps), rows)
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What changed from an earlier result, for what both have."""
+    rows: list[Sequence[object]] = []
+    for name, parts in after["passes"].items():
+        for part, new in parts.items():
+            old = before["passes"].get(name, {}).get(part)
+            if old is None:
+                continue
+            for key in ("launches", "kernels", "products", "launches_with_trigonometry", "launches_with_float64"):
+                rows.append((f"{name} {part} {key.replace('_', ' ')}", old[key], new[key], f"{new[key] - old[key]:+d}"))
+            rows.append(_changed(f"{name} {part} GB", old["gigabytes"], new["gigabytes"]))
+    for section, key in (("predicted_ms", "step"),):
+        for name in after[section].keys() & before[section].keys():
+            rows.append(_changed(f"{name} predicted {key} ms", before[section][name][key], after[section][name][key]))
+    for name in after["predicted_windows_per_second"].keys() & before["predicted_windows_per_second"].keys():
+        values = (result["predicted_windows_per_second"][name] for result in (before, after))
+        rows.append(_changed(f"{name} predicted windows/s", *values))
+    return table(("", "before", "after", "change"), rows)
+
+
+def _changed(label: str, before: float, after: float) -> tuple[str, str, str, str]:
+    return label, f"{before:,.1f}", f"{after:,.1f}", f"{after - before:+,.1f}"
