@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace, workload: Workload, capture: dict[str, Any
             steps[name] = predict_step(parts, capture["update"], workload, chip, backend)
         else:
             windows[name] = predict_windows(parts, shapes.num_sequences, chip, backend)
-    return {
+    result: dict[str, Any] = {
         "config": workload.name,
         "chip": args.chip,
         "attention": backend,
@@ -78,6 +78,11 @@ def measure(args: argparse.Namespace, workload: Workload, capture: dict[str, Any
         "predicted_windows_per_second": windows,
         "predicted_run": predict_run(steps, windows, workload),
     }
+    for name, parts in capture["instructions"].items():
+        for part, instructions in parts.items():
+            for kernel in result["passes"][name][part]["by_kernel"]:
+                kernel["instructions"] = instructions[kernel["name"]]
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
@@ -119,7 +124,7 @@ def main(arguments: Sequence[str]) -> None:
     before = read_result(args.against) if args.against else None
     workload = Workload(args.config)
     passes = args.passes or workload.passes
-    capture = captured(args.config, passes, args.chip, args.attention)
+    capture = captured(args.config, passes, args.chip, args.attention, args.sass)
     result = measure(args, workload, capture)
     if args.code:
         args.code.mkdir(parents=True, exist_ok=True)

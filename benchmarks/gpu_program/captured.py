@@ -33,14 +33,24 @@ def check_build() -> None:
         )
 
 
-def captured(files: Sequence[Path], passes: Sequence[str], chip: str, attention: Backend) -> dict[str, Any]:
+def captured(
+    files: Sequence[Path], passes: Sequence[str], chip: str, attention: Backend, sass: bool = False
+) -> dict[str, Any]:
     """The programs of a run's passes, as ``compiler.main`` writes them.
+
+    Args:
+        files: The run's configuration files.
+        passes: Of ``workload.PASSES``.
+        chip: The GPU's name in ``chips.CHIPS``.
+        attention: What computes attention.
+        sass: Whether to count machine instructions.
 
     Raises:
         UserError: torch is a CPU build, there is no C compiler, or compilation failed.
     """
     check_build()
-    request = {"files": list(map(str, files)), "passes": list(passes), "chip": chip, "attention": attention}
+    request: dict[str, Any] = {"files": list(map(str, files)), "passes": list(passes)}
+    request |= {"chip": chip, "attention": attention, "sass": sass}
     with tempfile.TemporaryDirectory(prefix="gpu_program_") as name:
         folder = Path(name)
         libraries = shim.build(CHIPS[chip], folder)
@@ -49,6 +59,7 @@ def captured(files: Sequence[Path], passes: Sequence[str], chip: str, attention:
             **os.environ,
             "LD_PRELOAD": ":".join(map(str, libraries)),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "TRITON_CACHE_DIR": str(folder / "triton"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         }
         arguments = [str(folder / "request.json"), str(folder / "programs.json")]

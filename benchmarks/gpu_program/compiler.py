@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks.gpu_program import fake_cuda
 from benchmarks.gpu_program.chips import CHIPS
 from benchmarks.gpu_program.eager import count_update
+from benchmarks.gpu_program.machine_code import count_instructions
 from benchmarks.gpu_program.workload import Pass, Workload
 from components.gpt import GPT
 
@@ -153,10 +154,11 @@ def _caused_by_the_end(error: BaseException | None) -> bool:
 
 
 def main(request_file: Path, out: Path) -> None:
-    """Compile what a request asks for: ``{chip, attention, files, passes}``."""
+    """Compile what a request asks for: ``{chip, attention, files, passes, sass}``."""
     request = json.loads(request_file.read_text())
+    chip = CHIPS[request["chip"]]
     workload = Workload([Path(file) for file in request["files"]])
-    fake_cuda.pretend(CHIPS[request["chip"]])
+    fake_cuda.pretend(chip)
     configure()
     keep_from_the_device()
     fake_cuda.choose_attention(request["attention"])
@@ -168,11 +170,17 @@ def main(request_file: Path, out: Path) -> None:
         print(f"compiling {name}", file=sys.stderr, flush=True)
         workload.set_faking(network, name == "qat")
         passes[name] = compile_pass(network, mode, workload.describe(name))
+    instructions = {}
+    if request["sass"]:
+        for name, parts in passes.items():
+            print(f"compiling {name} to machine code", file=sys.stderr, flush=True)
+            codes = {part: program["code"] for part, program in parts.items()}
+            instructions[name] = {part: count_instructions(code, chip, out.parent) for part, code in codes.items()}
     update = count_update(network, mode, workload)
     import triton
 
     versions = {"torch": torch.__version__, "triton": triton.__version__}
-    out.write_text(json.dumps({"passes": passes, "update": update, "versions": versions}))
+    out.write_text(json.dumps({"passes": passes, "instructions": instructions, "update": update, "versions": versions}))
 
 
 if __name__ == "__main__":

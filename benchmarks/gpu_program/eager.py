@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils._foreach_utils as foreach_utils
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -94,6 +96,8 @@ def _is_written(declared: Any) -> bool:
 def _works(func: Any) -> bool:
     """Whether an operator does work: not if it only makes views or empty tensors."""
     schema = func._schema
+    if func.namespace not in ("aten", "c10d"):
+        return False
     if any(map(_is_written, schema.arguments)):
         return True
     makes_views = any(declared.alias_info is not None for declared in schema.returns)
@@ -143,7 +147,8 @@ def ranks(num_ranks: int) -> Iterator[None]:
 
 def count_update(network: GPT, mode: Any, workload: Workload) -> list[dict[str, Any]]:
     """Calls of clipping and the optimizers in a steady step of a network on the fake device."""
-    network.train()
+    # Without this, clipping takes fake gradients one by one instead of as lists.
+    foreach_utils._foreach_supported_types.append(FakeTensor)
     with mode, ranks(workload.num_ranks):
         optimizer = build_optimizer(network, workload.optimizer_config())
         counter = CallCounter()

@@ -1,4 +1,4 @@
-"""A CUDA device that torch, Inductor and Triton believe in: import it before anything compiles, in a process of its own.
+"""A CUDA device that torch, Inductor and Triton believe in, for a process of its own, before anything compiles.
 
 The device has a chip's properties and no memory. Its tensors are fake: they have shapes and strides, and no data.
 """
@@ -41,7 +41,7 @@ def pretend(chip: Chip) -> None:
     _pretend_triton(chip)
     import torch._subclasses.fake_tensor as fake_tensor
 
-    fake_tensor.init_gpu_context = lambda *args, **kwargs: None  # it would allocate
+    fake_tensor.init_gpu_context = _always(None)  # it would allocate
 
 
 def _pretend_runtime(properties: types.SimpleNamespace, chip: Chip) -> None:
@@ -51,7 +51,7 @@ def _pretend_runtime(properties: types.SimpleNamespace, chip: Chip) -> None:
         def __init__(self, device: object = None) -> None:
             super().__init__()
 
-    answers = {
+    answers: dict[str, object] = {
         "is_available": True,
         "is_initialized": True,
         "_lazy_init": None,

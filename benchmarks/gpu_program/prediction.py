@@ -46,11 +46,13 @@ def predict_windows(programs: Programs, num_sequences: int, chip: Chip, backend:
     return num_sequences / program_times(programs["forward"], chip, backend).total
 
 
-def predict_run(steps: Mapping[str, float], windows: Mapping[str, float], workload: Workload) -> dict[str, float]:
+def predict_run(
+    steps: Mapping[str, Mapping[str, float]], windows: Mapping[str, float], workload: Workload
+) -> dict[str, float]:
     """What a whole run would do.
 
     Args:
-        steps: Milliseconds of a step by training pass.
+        steps: Milliseconds of a step by part, by training pass.
         windows: Windows a second by scoring pass.
         workload: The run.
 
@@ -60,7 +62,9 @@ def predict_run(steps: Mapping[str, float], windows: Mapping[str, float], worklo
     """
     run = {}
     if workload.phases.keys() <= steps.keys() and workload.seconds > 0:
-        run["steps"] = sum(1e3 * share * workload.seconds / steps[name] for name, share in workload.phases.items())
+        run["steps"] = sum(
+            1e3 * share * workload.seconds / steps[name]["step"] for name, share in workload.phases.items()
+        )
     if "score" in windows and workload.num_windows is not None:
         run["scoring_seconds"] = workload.num_windows / windows["score"] / workload.num_ranks
     return run

@@ -90,23 +90,24 @@ def programs_table(passes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def kernels_table(program: Mapping[str, Any]) -> str:
-    """The kernels of a program that take the longest."""
+    """The kernels of a program that take the longest; with machine instructions where they were counted."""
+    kernels = program["by_kernel"][:TOP]
+    header = ["kernel", "launches", "MB", "ms", "sin/cos", "float64"]
     rows = [
-        (
+        [
             _shortened(k["name"]),
             k["launches"],
             f"{k['bytes'] / 1e6:.1f}",
             f"{k['ms']:.2f}",
             k["trigonometry"],
             "yes" if k["float64"] else "",
-            *([k["instructions"]] if "instructions" in k else []),
-        )
-        for k in program["by_kernel"][:TOP]
+            *k.get("instructions", {}).values(),
+        ]
+        for k in kernels
     ]
-    with_code = len(rows) > 0 and len(rows[0]) > 6
-    return table(
-        ("kernel", "launches", "MB", "ms", "sin/cos", "float64", *(["instructions"] if with_code else [])), rows
-    )
+    if kernels and "instructions" in kernels[0]:
+        header += [f"{kind} instructions" for kind in kernels[0]["instructions"]]
+    return table(header, rows)
 
 
 def _shortened(name: str, width: int = 80) -> str:

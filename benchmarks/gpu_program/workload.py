@@ -168,7 +168,7 @@ def _vocab_size(tokenizer_path: str) -> int:
     found = re.search(r"_(\d+)_", Path(tokenizer_path).name)
     if found is None:
         raise UserError(
-            f"data.tokenizer_path {tokenizer_path} does not state the size of its vocabulary, as fineweb_1024_bpe.model "
-            "does; set model.vocab_size in a configuration file."
+            f"data.tokenizer_path {tokenizer_path} does not state the size of its vocabulary, as "
+            "fineweb_1024_bpe.model does; set model.vocab_size in a configuration file."
         )
     return int(found[1])
