@@ -1,4 +1,4 @@
-"""How many instructions a generated kernel is: compiled to machine code by Triton, taken apart by NVIDIA's disassembler.
+"""How many instructions a generated kernel is: compiled by Triton, taken apart by NVIDIA's disassembler.
 
 Both come with Triton, and neither needs a GPU.
 """
