@@ -127,11 +127,11 @@ def choose_attention(backend: Backend) -> None:
     F.scaled_dot_product_attention = attend  # type: ignore[assignment]
 
 
-def move(network: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a network's parameters and buffers by fake ones on the device."""
+def move(network: nn.Module, mode: FakeTensorMode, device: str = "cuda:0") -> None:
+    """Replace a network's parameters and buffers by fake ones on a device."""
 
     def moved(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda:0")
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
 
     with mode:
         for module in network.modules():
