@@ -131,6 +131,16 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 @contextlib.contextmanager
+def fakes_in_lists() -> Iterator[None]:
+    """Let clipping take fake gradients as a list, as it takes real ones, instead of one by one."""
+    foreach_utils._foreach_supported_types.append(FakeTensor)
+    try:
+        yield
+    finally:
+        foreach_utils._foreach_supported_types.remove(FakeTensor)
+
+
+@contextlib.contextmanager
 def ranks(num_ranks: int) -> Iterator[None]:
     """A process group of ranks that are not there: its collectives return at once."""
     if num_ranks == 1:
@@ -147,9 +157,7 @@ def ranks(num_ranks: int) -> Iterator[None]:
 
 def count_update(network: GPT, mode: Any, workload: Workload) -> list[dict[str, Any]]:
     """Calls of clipping and the optimizers in a steady step of a network on the fake device."""
-    # Without this, clipping takes fake gradients one by one instead of as lists.
-    foreach_utils._foreach_supported_types.append(FakeTensor)
-    with mode, ranks(workload.num_ranks):
+    with mode, fakes_in_lists(), ranks(workload.num_ranks):
         optimizer = build_optimizer(network, workload.optimizer_config())
         counter = CallCounter()
         for counting in (contextlib.nullcontext(), counter):  # the first step makes the optimizers' state

@@ -122,23 +122,30 @@ def step_table(steps: Mapping[str, Mapping[str, float]]) -> str:
     return table(("ms", *steps), rows)
 
 
+COUNTS = ("launches", "kernels", "products", "launches_with_trigonometry", "launches_with_float64")
+
+
 def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What changed from an earlier result, for what both have."""
+    """What changed from an earlier result, in the passes that both have."""
     rows: list[Sequence[object]] = []
     for name, parts in after["passes"].items():
-        for part, new in parts.items():
-            old = before["passes"].get(name, {}).get(part)
-            if old is None:
-                continue
-            for key in ("launches", "kernels", "products", "launches_with_trigonometry", "launches_with_float64"):
-                rows.append((f"{name} {part} {key.replace('_', ' ')}", old[key], new[key], f"{new[key] - old[key]:+d}"))
-            rows.append(_changed(f"{name} {part} GB", old["gigabytes"], new["gigabytes"]))
-    for section, key in (("predicted_ms", "step"),):
-        for name in after[section].keys() & before[section].keys():
-            rows.append(_changed(f"{name} predicted {key} ms", before[section][name][key], after[section][name][key]))
-    for name in after["predicted_windows_per_second"].keys() & before["predicted_windows_per_second"].keys():
-        values = (result["predicted_windows_per_second"][name] for result in (before, after))
-        rows.append(_changed(f"{name} predicted windows/s", *values))
+        for part, new in parts.items() if name in before["passes"] else ():
+            old = before["passes"][name][part]
+            for key in COUNTS:
+                rows.append(
+                    (f"{name} {part}, {key.replace('_', ' ')}", old[key], new[key], f"{new[key] - old[key]:+d}")
+                )
+            rows.append(_changed(f"{name} {part}, GB", old["gigabytes"], new["gigabytes"]))
+    old_launches, new_launches = (sum(call["launches"] for call in result["update"]) for result in (before, after))
+    change = f"{new_launches - old_launches:+d}"
+    rows.append(("clipping and optimizers, launches", old_launches, new_launches, change))
+    for name, step in after["predicted_ms"].items():
+        if name in before["predicted_ms"]:
+            rows.append(_changed(f"{name}, predicted ms a step", before["predicted_ms"][name]["step"], step["step"]))
+    old_rates = before["predicted_windows_per_second"]
+    for name, rate in after["predicted_windows_per_second"].items():
+        if name in old_rates:
+            rows.append(_changed(f"{name}, predicted windows a second", old_rates[name], rate))
     return table(("", "before", "after", "change"), rows)
 
 

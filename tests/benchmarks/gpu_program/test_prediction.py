@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpu_program.chips import CHIPS, HOST_LAUNCH, LAUNCH, AttentionRate
 from benchmarks.gpu_program.prediction import predict_run, predict_step, predict_windows
-from benchmarks.gpu_program.program import Attention, Kernel, Product, Program
+from benchmarks.gpu_program.program import Attention, Kernel, Program
 from benchmarks.gpu_program.workload import Workload
 from tests.support import ROOT
 
