@@ -49,7 +49,7 @@ bench: $(READY) ## run every benchmark; results go to benchmarks/results
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 $(GPU_READY): requirements-gpu.txt
-	@echo "Installing a CUDA build of torch into .venv-gpu: a download of 2.5 GB, 5.5 GB on disk."
+	@echo "Installing a CUDA build of torch into .venv-gpu: a download of 2.8 GB, 4.7 GB on disk."
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt
 	@touch $@

@@ -15,6 +15,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from components.command import run_command
 from components.errors import UserError
@@ -25,9 +26,9 @@ PARTS = {
     "matrix products": (("products",), BLUE, 1.0),
     "attention": (("attention",), ORANGE, 1.0),
     "elementwise": (("elementwise",), GREEN, 1.0),
-    "sines, cosines, powers": (("recomputed",), GREEN, 0.55),
+    "sines, cosines, powers": (("recomputed",), GREEN, 0.7),
     "optimizers": (("update",), GRAY, 1.0),
-    "other ranks and host": (("all_reduce", "gather", "waiting_for_host"), GRAY, 0.55),
+    "other ranks and host": (("all_reduce", "gather", "waiting_for_host"), GRAY, 0.6),
 }
 """Label, parts of a result, color and opacity of each piece of a bar."""
 
@@ -39,15 +40,14 @@ def draw_steps(results: Sequence[Mapping[str, Any]]) -> bytes:
     axes = figure.add_subplot()
     for row, step in enumerate(bars.values()):
         _draw_bar(axes, row, step)
-    for label, (_, color, opacity) in PARTS.items():
-        axes.barh([], [], color=color, alpha=opacity, label=label)
     axes.set_yticks(range(len(bars)), list(bars), color=GRAY)
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     chips = " and ".join(sorted({result["chip"] for result in results}))
     axes.set(xlabel=f"predicted milliseconds of a training step on one {chips}", ylim=(len(bars) - 0.5, -0.5))
-    figure.legend(loc="outside upper center", ncols=len(PARTS), frameon=False, fontsize=8)
+    legend = [Patch(color=color, alpha=opacity, label=label) for label, (_, color, opacity) in PARTS.items()]
+    figure.legend(handles=legend, loc="outside upper center", ncols=len(PARTS), frameon=False, fontsize=8)
     return svg(figure)
 
 

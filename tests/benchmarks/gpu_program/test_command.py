@@ -23,7 +23,7 @@ from tests.support import ROOT, run
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
 SMALL = """
 trainer: {devices: 1}
-model: {num_layers: 1, model_dim: 128, num_heads: 2, num_kv_heads: 1, bigram_vocab_size: 0}
+model: {num_layers: 1, model_dim: 256, num_heads: 4, num_kv_heads: 2, bigram_vocab_size: 0}
 data: {train_batch_tokens: 1024, train_micro_batches: 1, train_seq_len: 256}
 scoring: {seq_len: 256, windows_per_batch: 4}
 """
