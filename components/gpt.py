@@ -26,6 +26,9 @@ from components.storage import StorageRule, assign
 MAX_STEPS = 1024
 """The most blocks that a forward pass may run; more is a mistake or a malicious file."""
 
+DEFAULT_POSITIONS = 2048
+"""Positions of a network until `GPT.reserve_positions` asks for others: the records' sequence length."""
+
 Smear = Literal["static", "content", "none"]
 
 
@@ -246,9 +249,13 @@ class GPT(nn.Module):
     Attributes:
         looping: Whether forward passes run the looped layer order. On from the start if the configuration has a loop,
             so that a network is scored as described; training that begins without the loop turns it off.
+        rotary_cos: Cosines of the rotary embedding, float32 [reserved positions, rotated channels / 2]; not saved.
+        rotary_sin: Their sines.
     """
 
     optimizer_groups: ClassVar = {"skip_weights": "scalars", "skip_gates": "scalars"}
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -267,7 +274,20 @@ class GPT(nn.Module):
         self.skip_gates = nn.Parameter(torch.zeros(num_skips, config.model_dim)) if config.skip_gates else None
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
+        self.reserve_positions(DEFAULT_POSITIONS)
         self._initialize()
+
+    def reserve_positions(self, num_positions: int) -> None:
+        """Make room for sequences of up to ``num_positions`` tokens; call before compiling.
+
+        The rotary tables are buffers because a compiler would otherwise compute their sines inside every kernel that
+        rotates.
+        """
+        channels = self.config.rope_dims or self.config.head_dim
+        device = self.tok_emb.weight.device
+        cos, sin = rotary_tables(num_positions, channels, self.config.rope_base, device)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
 
     def _initialize(self) -> None:
         if self.lm_head is None:
@@ -331,15 +351,15 @@ class GPT(nn.Module):
         the others.
         """
         device = input_ids_BT.device
+        num_positions = input_ids_BT.size(1)
+        assert num_positions <= len(self.rotary_cos), f"reserve_positions for sequences of {num_positions} tokens"
         dtype = (
             torch.get_autocast_dtype(device.type)
             if torch.is_autocast_enabled(device.type)
             else self.tok_emb.weight.dtype
         )
         x0 = x = self._embed(input_ids_BT, dtype)
-        num_positions, rotated = input_ids_BT.size(1), self.config.rope_dims or self.config.head_dim
-        cos, sin = rotary_tables(num_positions, rotated, self.config.rope_base, device)
-        cos, sin = cos.to(dtype), sin.to(dtype)
+        cos, sin = self.rotary_cos[:num_positions].to(dtype), self.rotary_sin[:num_positions].to(dtype)
         encoder, decoder = self.config.layer_order(self.looping)
         skips: list[Tensor] = []
         for layer in encoder:
