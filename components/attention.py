@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.layers import Linear, rms_norm
+from components.layers import JointLinear, Linear, rms_norm
 
 
 def rotary_tables(num_positions: int, num_channels: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -83,6 +83,7 @@ class Attention(nn.Module):
         self.c_q = Linear(model_dim, model_dim)
         self.c_k = Linear(model_dim, kv_dim)
         self.c_v = Linear(model_dim, kv_dim)
+        self.qkv = JointLinear((self.c_q, self.c_k, self.c_v))
         self.proj = Linear(model_dim, model_dim)
         self.q_gain = nn.Parameter(torch.full((num_heads,), initial_gain))
         self.gate = Linear(gate_width, num_heads, "scalars") if gate_width else None
@@ -102,13 +103,14 @@ class Attention(nn.Module):
             num_queries: Positions to attend from.
         """
         x_BSC = x_BTC[:, -num_queries:]
-        q_BHSD = rms_norm(self._heads(self.c_q(x_BSC), self.num_heads))
+        q_BTE, k_BTE, v_BTE = self.qkv(x_BTC)
+        q_BHSD = rms_norm(self._heads(q_BTE[:, -num_queries:], self.num_heads))
         # A gain commutes with rotation. Applying it first avoids keeping unscaled rotated queries for its gradient.
         q_BHSD = rotate(
             q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None], cos_TR[-num_queries:], sin_TR[-num_queries:]
         )
-        k_BKTD = rotate(rms_norm(self._heads(self.c_k(x_BTC), self.num_kv_heads)), cos_TR, sin_TR)
-        v_BKTD = self._heads(self.c_v(x_BTC), self.num_kv_heads)
+        k_BKTD = rotate(rms_norm(self._heads(k_BTE, self.num_kv_heads)), cos_TR, sin_TR)
+        v_BKTD = self._heads(v_BTE, self.num_kv_heads)
         num_positions = x_BTC.size(1)
         mask_ST = None  # the kernels' own causal mask assumes the first query is at position 0
         if num_queries < num_positions:
