@@ -6,13 +6,13 @@ K key/value heads, G query heads per key/value head, D head width, R rotated cha
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.layers import JointLinear, Linear, rms_norm
+from components.layers import RMS_EPS, JointLinear, Linear
 
 
 def rotary_tables(num_positions: int, num_channels: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -22,19 +22,73 @@ def rotary_tables(num_positions: int, num_channels: int, base: float, device: to
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first R channels of each head by their positions' angles; leave the rest.
 
     The first half a of the R channels is paired with the second half b: ``[a cos + b sin, b cos - a sin]``.
 
     Args:
-        x_BHTD: Queries or keys.
-        cos_TR: Cosines of the angles, [T, R / 2].
-        sin_TR: Their sines.
+        x: Queries or keys, [..., D].
+        cos: Cosines of the angles, broadcastable to [..., R / 2].
+        sin: Their sines.
     """
-    half = cos_TR.size(-1)
-    a, b, passed = x_BHTD.split((half, half, x_BHTD.size(-1) - 2 * half), dim=-1)
-    return torch.cat((a * cos_TR + b * sin_TR, b * cos_TR - a * sin_TR, passed), dim=-1)
+    half = cos.size(-1)
+    a, b, passed = x.split((half, half, x.size(-1) - 2 * half), dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin, passed), dim=-1)
+
+
+class _NormAndRotate(torch.autograd.Function):
+    """See `norm_and_rotate`.
+
+    With n the normed head, g the gain and u the gradient turned back by the angles, the gradient of the head is
+    ``(g / rms) (u - n mean(n u))`` and that of the gain the sum of ``n . u``. So one pass over the data computes both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHD: Tensor, gain_H: Tensor | None, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BTHD, gain_H, cos_TR, sin_TR)
+        normed, _ = _normed(x_BTHD)
+        if gain_H is not None:
+            normed = normed * gain_H.unsqueeze(-1)
+        return rotate(normed, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1)).to(x_BTHD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTHD, gain_H, cos_TR, sin_TR = ctx.saved_tensors
+        normed, inverse_rms = _normed(x_BTHD)
+        turned = rotate(gradients[0].to(normed.dtype), cos_TR.unsqueeze(1), -sin_TR.unsqueeze(1))
+        along_BTH1 = (normed * turned).sum(-1, keepdim=True)
+        if gain_H is not None:
+            inverse_rms = inverse_rms * gain_H.unsqueeze(-1)
+        x_gradient = inverse_rms * (turned - normed * (along_BTH1 / x_BTHD.size(-1)))
+        gain_gradient = None if gain_H is None else along_BTH1.sum((0, 1, 3)).to(gain_H.dtype)
+        return x_gradient.to(x_BTHD.dtype), gain_gradient, None, None
+
+
+def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads of unit root mean square and one over their own, [..., 1], in float32 or a wider type."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse_rms = torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_EPS)
+    return x * inverse_rms, inverse_rms
+
+
+def norm_and_rotate(x_BTHD: Tensor, gain_H: Tensor | None, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Queries or keys of unit root mean square, times their head's gain if any, rotated.
+
+    One function with its own backward pass, because the compiler makes one kernel of each: the parts' own backward
+    passes would read the data again for the gain. It cannot be differentiated twice.
+
+    Args:
+        x_BTHD: Queries or keys.
+        gain_H: Gain of each head, or None.
+        cos_TR: Cosines of the rotary embedding, [T, R / 2].
+        sin_TR: Its sines.
+
+    Returns:
+        [B, T, H, D] in the input's dtype, computed in float32 or a wider type.
+    """
+    rotated: Tensor = _NormAndRotate.apply(x_BTHD, gain_H, cos_TR, sin_TR)
+    return rotated
 
 
 def exclude_own_value(y_BHSD: Tensor, v_BKSD: Tensor) -> Tensor:
@@ -91,7 +145,7 @@ class Attention(nn.Module):
             nn.init.zeros_(self.gate.weight)
 
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
-        return x_BTE.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)
+        return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
     def forward(self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int) -> Tensor:
         """Attend causally from the last ``num_queries`` positions S; [B, S, C].
@@ -104,13 +158,11 @@ class Attention(nn.Module):
         """
         x_BSC = x_BTC[:, -num_queries:]
         q_BTE, k_BTE, v_BTE = self.qkv(x_BTC)
-        q_BHSD = rms_norm(self._heads(q_BTE[:, -num_queries:], self.num_heads))
-        # A gain commutes with rotation. Applying it first avoids keeping unscaled rotated queries for its gradient.
-        q_BHSD = rotate(
-            q_BHSD * self.q_gain.to(q_BHSD.dtype)[:, None, None], cos_TR[-num_queries:], sin_TR[-num_queries:]
-        )
-        k_BKTD = rotate(rms_norm(self._heads(k_BTE, self.num_kv_heads)), cos_TR, sin_TR)
-        v_BKTD = self._heads(v_BTE, self.num_kv_heads)
+        q_BSHD = self._heads(q_BTE[:, -num_queries:], self.num_heads)
+        # Rotated before the transposition, so that attention's output has the projection's layout and is not copied.
+        q_BHSD = norm_and_rotate(q_BSHD, self.q_gain, cos_TR[-num_queries:], sin_TR[-num_queries:]).transpose(1, 2)
+        k_BKTD = norm_and_rotate(self._heads(k_BTE, self.num_kv_heads), None, cos_TR, sin_TR).transpose(1, 2)
+        v_BKTD = self._heads(v_BTE, self.num_kv_heads).transpose(1, 2)
         num_positions = x_BTC.size(1)
         mask_ST = None  # the kernels' own causal mask assumes the first query is at position 0
         if num_queries < num_positions:

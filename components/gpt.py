@@ -359,7 +359,7 @@ class GPT(nn.Module):
             else self.tok_emb.weight.dtype
         )
         x0 = x = self._embed(input_ids_BT, dtype)
-        cos, sin = self.rotary_cos[:num_positions].to(dtype), self.rotary_sin[:num_positions].to(dtype)
+        cos, sin = self.rotary_cos[:num_positions], self.rotary_sin[:num_positions]
         encoder, decoder = self.config.layer_order(self.looping)
         skips: list[Tensor] = []
         for layer in encoder:
