@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,8 @@ class CompileWarmup(Callback):
     """Run whole training steps and scoring passes on dummy ids, in every form that a technique will give the network.
 
     Afterward weights and optimizer state are restored, and no token of the data has been read. A graph that still has
-    to be compiled during the run is then an error, not a stall.
+    to be compiled during the run is then an error, not a stall. Until training ends, the garbage collector leaves alone
+    what the process holds by then: going through all of it on one rank would stall every rank.
 
     Args:
         steps: Optimizer steps of warm-up, divided equally among the forms of the network; 0 for none.
@@ -38,8 +40,12 @@ class CompileWarmup(Callback):
         Raises:
             UserError: There are fewer steps than graphs to compile.
         """
-        if not self.steps:
-            return
+        if self.steps:
+            self._warm_up(trainer, pl_module)
+        gc.collect()
+        gc.freeze()
+
+    def _warm_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         variants = [v for reporter in reporters(trainer) for v in reporter.variants(trainer, pl_module)]
         forms = _combinations(variants)
         if self.steps < len(forms):
@@ -71,12 +77,17 @@ class CompileWarmup(Callback):
             torch.compiler.set_stance("fail_on_recompile")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Allow compilation again after training."""
-        torch.compiler.set_stance("default")
+        """Allow compilation again after training, and collect garbage as before."""
+        _relax()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Allow compilation again after an error."""
-        torch.compiler.set_stance("default")
+        """Do the same after an error."""
+        _relax()
+
+
+def _relax() -> None:
+    torch.compiler.set_stance("default")
+    gc.unfreeze()
 
 
 def _combinations(variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
