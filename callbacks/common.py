@@ -16,6 +16,7 @@ from torch import Tensor
 
 from components.gpt import GPT
 from components.scorer import ScoringPass
+from components.scoring import ScoringConfig
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 
@@ -106,6 +107,8 @@ class RunData(Protocol):
     """The data module as callbacks see it."""
 
     train_batch_tokens: int
+    train_seq_len: int
+    scoring: ScoringConfig
 
     @property
     def epoch(self) -> float:

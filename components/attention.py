@@ -6,13 +6,29 @@ K key/value heads, G query heads per key/value head, D head width, R rotated cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from components.layers import RMS_EPS, JointLinear, Linear
+
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+"""The implementations of attention that torch has, by name."""
+
+
+def only_backends(names: Sequence[str]) -> AbstractContextManager[None]:
+    """A context in which attention is computed by the first of these backends that supports it."""
+    return sdpa_kernel([BACKENDS[name] for name in names], set_priority=True)
 
 
 def rotary_tables(num_positions: int, num_channels: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -40,36 +56,43 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _NormAndRotate(torch.autograd.Function):
     """See `norm_and_rotate`.
 
-    With n the normed head, g the gain and u the gradient turned back by the angles, the gradient of the head is
-    ``(g / rms) (u - n mean(n u))`` and that of the gain the sum of ``n . u``. So one pass over the data computes both.
+    A head x becomes ``f rotate(x)`` with f its gain over its root mean square rms, of D channels. With u the gradient
+    turned back by the angles and s = x . u, the gradient of x is ``f u - x f s / (D rms^2)`` and that of the gain the
+    sum of ``s / rms``. So one pass over the data computes both.
     """
 
     @staticmethod
     def forward(ctx: Any, x_BTHD: Tensor, gain_H: Tensor | None, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTHD, gain_H, cos_TR, sin_TR)
-        normed, _ = _normed(x_BTHD)
-        if gain_H is not None:
-            normed = normed * gain_H.unsqueeze(-1)
-        return rotate(normed, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1)).to(x_BTHD.dtype)
+        wide = _wide(x_BTHD)
+        rotated = rotate(wide, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1))
+        return (rotated * _gained(_inverse_rms(wide), gain_H)).to(x_BTHD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHD, gain_H, cos_TR, sin_TR = ctx.saved_tensors
-        normed, inverse_rms = _normed(x_BTHD)
-        turned = rotate(gradients[0].to(normed.dtype), cos_TR.unsqueeze(1), -sin_TR.unsqueeze(1))
-        along_BTH1 = (normed * turned).sum(-1, keepdim=True)
-        if gain_H is not None:
-            inverse_rms = inverse_rms * gain_H.unsqueeze(-1)
-        x_gradient = inverse_rms * (turned - normed * (along_BTH1 / x_BTHD.size(-1)))
-        gain_gradient = None if gain_H is None else along_BTH1.sum((0, 1, 3)).to(gain_H.dtype)
+        wide = _wide(x_BTHD)
+        inverse_rms = _inverse_rms(wide)
+        turned = rotate(_wide(gradients[0]), cos_TR.unsqueeze(1), -sin_TR.unsqueeze(1))
+        gain_share = (wide * turned).sum(-1, keepdim=True) * inverse_rms
+        along = gain_share * inverse_rms / x_BTHD.size(-1)
+        x_gradient = (turned - wide * along) * _gained(inverse_rms, gain_H)
+        gain_gradient = None if gain_H is None else gain_share.sum((0, 1, 3)).to(gain_H.dtype)
         return x_gradient.to(x_BTHD.dtype), gain_gradient, None, None
 
 
-def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Heads of unit root mean square and one over their own, [..., 1], in float32 or a wider type."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    inverse_rms = torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_EPS)
-    return x * inverse_rms, inverse_rms
+def _wide(x: Tensor) -> Tensor:
+    """Float32, or the type itself if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _inverse_rms(x_BTHD: Tensor) -> Tensor:
+    """One over the root mean square of each head, [B, T, H, 1]."""
+    return torch.rsqrt(x_BTHD.square().mean(-1, keepdim=True) + RMS_EPS)
+
+
+def _gained(inverse_rms: Tensor, gain_H: Tensor | None) -> Tensor:
+    return inverse_rms if gain_H is None else inverse_rms * gain_H.unsqueeze(-1)
 
 
 def norm_and_rotate(x_BTHD: Tensor, gain_H: Tensor | None, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
@@ -104,6 +127,17 @@ def exclude_own_value(y_BHSD: Tensor, v_BKSD: Tensor) -> Tensor:
     u_BKGSD = F.normalize(v_BKSD, dim=-1).unsqueeze(2)
     along_BKGS = (y_BKGSD * u_BKGSD).sum(-1, keepdim=True)
     return (y_BKGSD - along_BKGS * u_BKGSD).flatten(1, 2).to(y_BHSD.dtype)
+
+
+def _mask(num_queries: int, num_positions: int, device: torch.device) -> Tensor | None:
+    """Which positions the last ones see, bool [S, T]; None for all queries, which have the backends' own causal mask.
+
+    That mask assumes that the first query is at position 0.
+    """
+    if num_queries == num_positions:
+        return None
+    mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=device)
+    return mask_ST.tril(num_positions - num_queries)
 
 
 class Attention(nn.Module):
@@ -144,6 +178,33 @@ class Attention(nn.Module):
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
 
+    def backend(self, num_positions: int, num_queries: int, dtype: torch.dtype) -> str | None:
+        """The backend that torch chooses for queries from the last positions; None if no allowed one supports them."""
+        device = self.q_gain.device
+        needs_gradient = torch.is_grad_enabled()
+
+        def heads(number: int, length: int) -> Tensor:
+            made = torch.empty(
+                1, length, number, self.head_dim, dtype=dtype, device=device, requires_grad=needs_gradient
+            )
+            return made.transpose(1, 2)
+
+        mask_ST = _mask(num_queries, num_positions, device)
+        try:
+            chosen = SDPBackend(
+                torch._fused_sdp_choice(
+                    heads(self.num_heads, num_queries),
+                    heads(self.num_kv_heads, num_positions),
+                    heads(self.num_kv_heads, num_positions),
+                    attn_mask=mask_ST,
+                    is_causal=mask_ST is None,
+                    enable_gqa=self.num_kv_heads != self.num_heads,
+                )
+            )
+        except RuntimeError:  # a CPU raises where a GPU answers with an error's number
+            return None
+        return next((name for name, backend in BACKENDS.items() if backend == chosen), None)
+
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
@@ -163,11 +224,7 @@ class Attention(nn.Module):
         q_BHSD = norm_and_rotate(q_BSHD, self.q_gain, cos_TR[-num_queries:], sin_TR[-num_queries:]).transpose(1, 2)
         k_BKTD = norm_and_rotate(self._heads(k_BTE, self.num_kv_heads), None, cos_TR, sin_TR).transpose(1, 2)
         v_BKTD = self._heads(v_BTE, self.num_kv_heads).transpose(1, 2)
-        num_positions = x_BTC.size(1)
-        mask_ST = None  # the kernels' own causal mask assumes the first query is at position 0
-        if num_queries < num_positions:
-            mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=x_BTC.device)
-            mask_ST = mask_ST.tril(num_positions - num_queries)
+        mask_ST = _mask(num_queries, x_BTC.size(1), x_BTC.device)
         y_BHSD = F.scaled_dot_product_attention(
             q_BHSD,
             k_BKTD,

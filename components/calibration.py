@@ -48,7 +48,7 @@ def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tenso
 
 
 @contextmanager
-def _summed(network: nn.Module, sums: Mapping[Linear, Tensor]) -> Iterator[None]:
+def _summed(network: nn.Module, sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
     """Add each layer's inputs to its sum whenever it runs, alone or in a joint product."""
 
     def add_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -337,6 +337,13 @@ class GPT(nn.Module):
         """The shape of each parameter, by its name."""
         return {name: p.shape for name, p in self.named_parameters()}
 
+    def stream_dtype(self) -> torch.dtype:
+        """The dtype of the residual stream: autocast's, if it is on."""
+        weight = self.tok_emb.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
+
     def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
         """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
         x = self.head_input(input_ids_BT, num_scored)
@@ -350,15 +357,9 @@ class GPT(nn.Module):
         The last step's queries and MLP are computed for those positions only. This is exact, because nothing else uses
         the others.
         """
-        device = input_ids_BT.device
         num_positions = input_ids_BT.size(1)
         assert num_positions <= len(self.rotary_cos), f"reserve_positions for sequences of {num_positions} tokens"
-        dtype = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else self.tok_emb.weight.dtype
-        )
-        x0 = x = self._embed(input_ids_BT, dtype)
+        x0 = x = self._embed(input_ids_BT, self.stream_dtype())
         cos, sin = self.rotary_cos[:num_positions], self.rotary_sin[:num_positions]
         encoder, decoder = self.config.layer_order(self.looping)
         skips: list[Tensor] = []
