@@ -64,31 +64,27 @@ class _NormAndRotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTHD: Tensor, gain_H: Tensor | None, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTHD, gain_H, cos_TR, sin_TR)
-        wide = _wide(x_BTHD)
-        rotated = rotate(wide, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1))
-        return (rotated * _gained(_inverse_rms(wide), gain_H)).to(x_BTHD.dtype)
+        rotated = rotate(x_BTHD, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1))
+        return (rotated * _gained(_inverse_rms(x_BTHD), gain_H)).to(x_BTHD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHD, gain_H, cos_TR, sin_TR = ctx.saved_tensors
-        wide = _wide(x_BTHD)
-        inverse_rms = _inverse_rms(wide)
-        turned = rotate(_wide(gradients[0]), cos_TR.unsqueeze(1), -sin_TR.unsqueeze(1))
-        gain_share = (wide * turned).sum(-1, keepdim=True) * inverse_rms
+        inverse_rms = _inverse_rms(x_BTHD)
+        turned = rotate(gradients[0], cos_TR.unsqueeze(1), -sin_TR.unsqueeze(1))
+        gain_share = (x_BTHD * turned).sum(-1, keepdim=True) * inverse_rms
         along = gain_share * inverse_rms / x_BTHD.size(-1)
-        x_gradient = (turned - wide * along) * _gained(inverse_rms, gain_H)
+        x_gradient = (turned - x_BTHD * along) * _gained(inverse_rms, gain_H)
         gain_gradient = None if gain_H is None else gain_share.sum((0, 1, 3)).to(gain_H.dtype)
         return x_gradient.to(x_BTHD.dtype), gain_gradient, None, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Float32, or the type itself if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _inverse_rms(x_BTHD: Tensor) -> Tensor:
-    """One over the root mean square of each head, [B, T, H, 1]."""
-    return torch.rsqrt(x_BTHD.square().mean(-1, keepdim=True) + RMS_EPS)
+    """One over the root mean square of each head, [B, T, H, 1], in float32 or a wider type."""
+    # Heads themselves are not converted as a whole: the compiler would write them out in float32 because they are read
+    # so often. Products with these and with the tables convert them.
+    squares = x_BTHD.to(torch.promote_types(x_BTHD.dtype, torch.float32)).square()
+    return torch.rsqrt(squares.mean(-1, keepdim=True) + RMS_EPS)
 
 
 def _gained(inverse_rms: Tensor, gain_H: Tensor | None) -> Tensor:
