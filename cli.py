@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from callbacks.attention import AttentionBackend
 from callbacks.averaging import Averaging
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
@@ -83,6 +84,7 @@ class GolfCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
+        parser.add_lightning_class_args(AttentionBackend, "attention")
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
