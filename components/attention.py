@@ -6,13 +6,16 @@ K key/value heads, G query heads per key/value head, D head width, R rotated cha
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.layers import RMS_EPS, JointLinear, Linear
+
+if TYPE_CHECKING:
+    from components.generation import StepCache
 
 
 def rotary_tables(num_positions: int, num_channels: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -147,7 +150,9 @@ class Attention(nn.Module):
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
-    def forward(self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int, cache: StepCache | None = None
+    ) -> Tensor:
         """Attend causally from the last ``num_queries`` positions S; [B, S, C].
 
         Args:
@@ -155,6 +160,7 @@ class Attention(nn.Module):
             cos_TR: Cosines of the rotary embedding, [T, R / 2].
             sin_TR: Its sines.
             num_queries: Positions to attend from.
+            cache: Keys and values of the positions before, which these T join.
         """
         x_BSC = x_BTC[:, -num_queries:]
         q_BTE, k_BTE, v_BTE = self.qkv(x_BTC)
@@ -163,7 +169,10 @@ class Attention(nn.Module):
         q_BHSD = norm_and_rotate(q_BSHD, self.q_gain, cos_TR[-num_queries:], sin_TR[-num_queries:]).transpose(1, 2)
         k_BKTD = norm_and_rotate(self._heads(k_BTE, self.num_kv_heads), None, cos_TR, sin_TR).transpose(1, 2)
         v_BKTD = self._heads(v_BTE, self.num_kv_heads).transpose(1, 2)
-        num_positions = x_BTC.size(1)
+        own_v_BKSD = v_BKTD[:, :, -num_queries:]
+        if cache is not None:
+            k_BKTD, v_BKTD = cache.extend(k_BKTD, v_BKTD)
+        num_positions = k_BKTD.size(2)
         mask_ST = None  # the kernels' own causal mask assumes the first query is at position 0
         if num_queries < num_positions:
             mask_ST = torch.ones(num_queries, num_positions, dtype=torch.bool, device=x_BTC.device)
@@ -177,7 +186,7 @@ class Attention(nn.Module):
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
         if self.exclusive:
-            y_BHSD = exclude_own_value(y_BHSD, v_BKTD[:, :, -num_queries:])
+            y_BHSD = exclude_own_value(y_BHSD, own_v_BKSD)
         y_BSHD = y_BHSD.transpose(1, 2)
         if self.gate is not None:
             gate_BSH = 2 * torch.sigmoid(self.gate(x_BSC[..., : self.gate.in_features]))
