@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from components.layers import RMS_EPS, JointLinear, Linear
+
+if TYPE_CHECKING:
+    from components.generation import StepCache
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -204,7 +207,9 @@ class Attention(nn.Module):
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
-    def forward(self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int, cache: StepCache | None = None
+    ) -> Tensor:
         """Attend causally from the last ``num_queries`` positions S; [B, S, C].
 
         Args:
@@ -212,6 +217,7 @@ class Attention(nn.Module):
             cos_TR: Cosines of the rotary embedding, [T, R / 2].
             sin_TR: Its sines.
             num_queries: Positions to attend from.
+            cache: Keys and values of the positions before, which these T join.
         """
         x_BSC = x_BTC[:, -num_queries:]
         q_BTE, k_BTE, v_BTE = self.qkv(x_BTC)
@@ -220,7 +226,10 @@ class Attention(nn.Module):
         q_BHSD = norm_and_rotate(q_BSHD, self.q_gain, cos_TR[-num_queries:], sin_TR[-num_queries:]).transpose(1, 2)
         k_BKTD = norm_and_rotate(self._heads(k_BTE, self.num_kv_heads), None, cos_TR, sin_TR).transpose(1, 2)
         v_BKTD = self._heads(v_BTE, self.num_kv_heads).transpose(1, 2)
-        mask_ST = _mask(num_queries, x_BTC.size(1), x_BTC.device)
+        own_v_BKSD = v_BKTD[:, :, -num_queries:]
+        if cache is not None:
+            k_BKTD, v_BKTD = cache.extend(k_BKTD, v_BKTD)
+        mask_ST = _mask(num_queries, k_BKTD.size(2), x_BTC.device)
         y_BHSD = F.scaled_dot_product_attention(
             q_BHSD,
             k_BKTD,
@@ -230,7 +239,7 @@ class Attention(nn.Module):
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
         if self.exclusive:
-            y_BHSD = exclude_own_value(y_BHSD, v_BKTD[:, :, -num_queries:])
+            y_BHSD = exclude_own_value(y_BHSD, own_v_BKSD)
         y_BSHD = y_BHSD.transpose(1, 2)
         if self.gate is not None:
             gate_BSH = 2 * torch.sigmoid(self.gate(x_BSC[..., : self.gate.in_features]))

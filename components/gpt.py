@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from components.layers import Embedding, Fakeable, Linear, rms_norm, seen_weight
 from components.mlp import MLP
 from components.quantization import Quantizer
 from components.storage import StorageRule, assign
+
+if TYPE_CHECKING:
+    from components.generation import Cache
 
 MAX_STEPS = 1024
 """The most blocks that a forward pass may run; more is a mistake or a malicious file."""
@@ -383,14 +386,20 @@ class GPT(nn.Module):
             return torch.get_autocast_dtype(weight.device.type)
         return weight.dtype
 
-    def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
-        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
-        x = self.head_input(input_ids_BT, num_scored)
+    def logits(self, input_ids_BT: Tensor, num_scored: int, cache: Cache | None = None) -> Tensor:
+        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
+
+        Args:
+            input_ids_BT: The text.
+            num_scored: Positions whose logits are wanted.
+            cache: What earlier calls computed for a beginning of the same text; this one adds the rest.
+        """
+        x = self.head_input(input_ids_BT, num_scored, cache)
         head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
         z = F.linear(x, head.to(x.dtype)).float()
         return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
-    def head_input(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
+    def head_input(self, input_ids_BT: Tensor, num_scored: int, cache: Cache | None = None) -> Tensor:
         """The head's input for the last ``num_scored`` positions S, [B, S, C].
 
         The last step's queries and MLP are computed for those positions only. This is exact, because nothing else uses
@@ -398,18 +407,22 @@ class GPT(nn.Module):
         """
         num_positions = input_ids_BT.size(1)
         assert num_positions <= len(self.rotary_cos), f"reserve_positions for sequences of {num_positions} tokens"
-        x0 = x = self._embed(input_ids_BT, self.stream_dtype())
-        cos, sin = self.rotary_cos[:num_positions], self.rotary_sin[:num_positions]
+        start = 0 if cache is None else cache.num_positions
+        num_new = num_positions - start
+        # A position's embedding depends on the two before it: smearing mixes in the one before, whose pair has another.
+        x0 = x = self._embed(input_ids_BT[:, max(start - 2, 0) :], self.stream_dtype())[:, -num_new:]
+        cos, sin = self.rotary_cos[start:num_positions], self.rotary_sin[start:num_positions]
         encoder, decoder = self.config.layer_order(self.looping)
+        caches = [None] * (len(encoder) + len(decoder)) if cache is None else cache.steps
         skips: list[Tensor] = []
-        for layer in encoder:
-            x = self.blocks[layer](x, x0, cos, sin, num_positions)
+        for layer, step_cache in zip(encoder, caches, strict=False):
+            x = self.blocks[layer](x, x0, cos, sin, num_new, step_cache)
             skips.append(x)
         for step, layer in enumerate(decoder):
             if skips:
                 x = self._join(x, skips.pop(), step)
             last = step == len(decoder) - 1
-            x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_positions)
+            x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_new, caches[len(encoder) + step])
         return rms_norm(x)
 
     def _embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
