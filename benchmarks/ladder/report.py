@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.ladder.compare import Comparison, verdict
-from benchmarks.ladder.variants import BATCH_TOKENS, RECIPE, RECIPE_NETWORK
+from benchmarks.ladder.variants import BATCH_TOKENS, RECIPE, RECIPE_NETWORK, VARIANTS
 from docs.pictures import BLUE, GRAY, ORANGE, svg
 from records.statistics import Sample
 
@@ -50,6 +50,7 @@ def rung_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
         (
             one.variant.name,
             one.variant.published,
+            f"{float(one.variant.published) - float(VARIANTS[RECIPE].published):+.4f}",
             f"{one.bits_per_byte:.4f}",
             written(one.at_steps),
             f"{one.step_ratio:.2f}",
@@ -101,7 +102,8 @@ def tables(
                 (
                     "rung",
                     "published score",
-                    "bits per byte",
+                    "minus the recipe's",
+                    f"here, after {steps} steps",
                     "minus the recipe's",
                     "step time",
                     "steps in the recipe's time",
@@ -125,7 +127,7 @@ def picture(rungs: Sequence[Comparison], techniques: Sequence[Comparison], steps
     above.set_title("one technique added to the recipe", color=GRAY, fontsize=10)
     below.set_title("whole rungs (published score)", color=GRAY, fontsize=10)
     below.set_xlabel("bits per byte minus the recipe's: left of the line is better")
-    above.legend(loc="lower right", fontsize=8)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     return svg(figure)
 
 

@@ -27,7 +27,7 @@ from components.optimizer import OptimizerConfig, build_optimizer
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/ladder")
-EVERY = 20
+EVERY = 10
 """Steps from one timed step to the next."""
 
 
@@ -57,7 +57,6 @@ class Pace(Callback):
         now = time.perf_counter()
         if self._started is not None:
             taken, self._started = now - self._started, None
-            self._other()  # brings its weights back into the caches
             started = time.perf_counter()
             self._other()
             self.ratios.setdefault(self._phase, []).append(taken / (time.perf_counter() - started))
@@ -171,7 +170,10 @@ def run_all(jobs: Iterable[Job], processes: int) -> Iterator[tuple[Job, Result]]
         else:
             yield job, kept
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = {pool.submit(job.run): job for job in waiting}
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    futures = {pool.submit(job.run): job for job in waiting}
+    try:
         for future in as_completed(futures):
             yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an interrupt or an error, only the runs that have begun
