@@ -41,8 +41,9 @@ class Comparison:
 
 
 def step_ratio(results: Mapping[RunKey, Result], name: str, seeds: Sequence[int], steps: int) -> float:
-    """Time of a variant's step over the recipe's: the median over seeds."""
-    return median(results[name, seed, steps].step_ratio / results[RECIPE, seed, steps].step_ratio for seed in seeds)
+    """Time of a variant's step over the recipe's, each the median over seeds."""
+    ours, recipes = (median(results[who, seed, steps].step_ratio for seed in seeds) for who in (name, RECIPE))
+    return ours / recipes
 
 
 def steps_in_time(ratio: float, steps: int) -> int:
