@@ -31,6 +31,8 @@ class Stage(IntEnum):
     OBSERVER = 4
     """Only reports; the default for a callback that declares no stage."""
     CHECKPOINT = 5
+    LAST = 6
+    """Ends the run, once all the others are done with a step."""
 
 
 @dataclass(frozen=True)
