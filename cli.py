@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks.averaging import Averaging
+from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
@@ -75,6 +76,7 @@ class GolfCLI(LightningCLI):
         """Add a section for each behavior, and link what sections share."""
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Schedule, "schedule")
         parser.add_lightning_class_args(Loops, "loops")
         parser.add_lightning_class_args(LateQAT, "late_qat")

@@ -1,0 +1,134 @@
+"""Checkpoints while a run trains, by time, and what it takes to go on from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from callbacks.clock import Clock
+from callbacks.common import Reporter, Stage, ends_step, find
+from components.checkpoint_file import CheckpointWriter, checkpoints_in, step_of
+from components.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints(Reporter, Checkpoint):
+    """Save the run's state as it trains, the newest two checkpoints kept, and once more after the last step.
+
+    Rank 0 copies the state on the device, which is all that the clock pays; a thread checks and writes it. Every
+    checkpoint in the folder is whole and good: the loss of its step and every number in it are finite.
+
+    Args:
+        every_seconds: Seconds of training from one checkpoint to the next; 0 for none before the last step.
+    """
+
+    stage = Stage.CHECKPOINT
+
+    def __init__(self, every_seconds: float = 60.0) -> None:
+        super().__init__()
+        if every_seconds < 0:
+            raise UserError(
+                f"checkpoint.every_seconds is {every_seconds}; set a number of seconds, or 0 for none before the last "
+                "step."
+            )
+        self.every_seconds = every_seconds
+        self._writer: CheckpointWriter | None = None
+        self._saved_at = 0.0
+        self._loss: Tensor | None = None
+        self._between_steps = False
+
+    @property
+    def newest(self) -> Path | None:
+        """The run's newest checkpoint; None before the first."""
+        found = [] if self._writer is None else checkpoints_in(self._writer.folder)
+        return found[0] if found else None
+
+    def how_to_go_on(self) -> str:
+        """What to tell the user of a run that has ended early, as a clause."""
+        newest = self.newest
+        if newest is None:
+            return "nothing was saved, so start again"
+        return (
+            f"to go on from step {step_of(newest)}, give the same command with --ckpt_path last, or with "
+            f"--ckpt_path {newest}"
+        )
+
+    def save_now(self, trainer: Trainer) -> Path | None:
+        """Save the state at once, on rank 0, without asking another rank for anything.
+
+        Inside an optimizer step, where the state belongs to no step, in warm-up, and after training there is nothing
+        to save.
+
+        Returns:
+            The newest good checkpoint: this one, or an earlier one where it could not be saved; None if there is none.
+        """
+        assert trainer.is_global_zero
+        assert self._writer is not None
+        if self._between_steps:
+            self._writer.write(trainer.global_step, _state(trainer), self._loss)
+            self._warn()
+        return self.newest
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take note of the run's folder."""
+        if stage == TrainerFn.FITTING:
+            log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
+            assert log_dir is not None
+            self._writer = CheckpointWriter(Path(log_dir) / FOLDER)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the time from now."""
+        self._saved_at = find(trainer, Clock).elapsed
+        self._between_steps = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """From here until every callback has seen the step's end, the state is not to be saved."""
+        self._between_steps = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a checkpoint after a step if that is due."""
+        if not ends_step(trainer, batch_idx):
+            return
+        self._between_steps = True
+        if not trainer.is_global_zero:
+            return
+        assert self._writer is not None
+        self._loss = outputs["loss"]
+        elapsed = find(trainer, Clock).elapsed
+        if self.every_seconds and elapsed - self._saved_at >= self.every_seconds and not self._writer.is_busy:
+            self._warn()
+            self._saved_at = elapsed
+            self._writer.start(trainer.global_step, _state(trainer), self._loss)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the state after the last step; the average has not replaced the weights yet."""
+        if trainer.is_global_zero:
+            self.save_now(trainer)
+        self._between_steps = False
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let a checkpoint that is being written become whole."""
+        if self._writer is not None:
+            self._writer.wait()
+            self._warn()
+
+    def _warn(self) -> None:
+        assert self._writer is not None
+        for problem in self._writer.take_problems():
+            newest = self.newest
+            kept = "there is none yet" if newest is None else f"the newest one is {newest}"
+            rank_zero_warn(f"A checkpoint is missing: {problem}; training goes on, and {kept}.")
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    """All that a run resumes from: weights, optimizer, callbacks, loops and the stream's position."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
