@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import lazy_instance
@@ -28,14 +28,15 @@ from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
+from callbacks.ranks import Ranks, end_children, leave, replace_observer, speaks
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
-from callbacks.signals import Signals
+from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
 from components.averages import Average, SnapshotMean
-from components.errors import UserError
+from components.errors import LostRankError, UserError
 from components.gpt import GPTConfig, load_weights
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
@@ -50,6 +51,9 @@ from lightning_modules.gpt import GPTModule
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
 """Packages whose classes may be named without their module."""
 
+LEAVE_SECONDS = 5.0
+"""How long rank 0 waits for the processes that Lightning started, before it ends them."""
+
 CodeCounter = Callable[[str], int]
 """Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
 
@@ -59,11 +63,13 @@ class GolfCLI(LightningCLI):
 
     Args:
         count_code: Counts the code submitted with an artifact.
+        signals: Ends the run when the process is told to.
         settings: As for LightningCLI.
     """
 
-    def __init__(self, *, count_code: CodeCounter, **settings: Any) -> None:
+    def __init__(self, *, count_code: CodeCounter, signals: Signals, **settings: Any) -> None:
         self.count_code = count_code
+        self.signals = signals
         super().__init__(**settings)
 
     @staticmethod
@@ -160,12 +166,13 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
-        added = [Signals(), ValidationScore(), Monitor()]
+        added = [self.signals, Ranks(), ValidationScore(), Monitor()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         if init.trainer.enable_progress_bar is not False:
             added.append(BudgetProgressBar(refresh_rate=5))
         self.trainer_defaults["callbacks"] = [*added, RunLog(), RunSummary()]
+        replace_observer()
         trainer = super().instantiate_trainer(**kwargs)
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
@@ -289,24 +296,42 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
         args: The command and its options; those of the process if None.
         count_code: Counts the code submitted with an artifact; by default the packed script.
     """
-    try:
-        return GolfCLI(
-            count_code=count_code,
-            model_class=GPTModule,
-            datamodule_class=FineWeb,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1337,
-            auto_configure_optimizers=False,
-            args=args,
-        )
-    except (UserError, MisconfigurationException) as error:
-        sys.exit(f"error: {error}")
-    except ValueError as error:
-        # The parser wraps the error of a class if its setting may also be null.
-        if not isinstance(error.__cause__, UserError):
+    signals = Signals()
+    with signals.handled():
+        try:
+            return GolfCLI(
+                count_code=count_code,
+                signals=signals,
+                model_class=GPTModule,
+                datamodule_class=FineWeb,
+                save_config_callback=SaveConfigCallback,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=1337,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        except Stopped as stopped:
+            if stopped.sentence is not None and speaks():
+                print(stopped.sentence, file=sys.stderr, flush=True)
+            end_children(LEAVE_SECONDS)
             raise
-        sys.exit(f"error: {error.__cause__}")
+        except (UserError, MisconfigurationException) as error:
+            _fail(error)
+        except ValueError as error:
+            # The parser wraps the error of a class if its setting may also be null.
+            if not isinstance(error.__cause__, UserError):
+                raise
+            _fail(error.__cause__)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End with an error's sentence, unless another rank has said what ends the run."""
+    sentence = f"error: {error}" if speaks() else ""
+    if isinstance(error, LostRankError):
+        print(sentence, file=sys.stderr)
+        leave(1)
+    end_children(LEAVE_SECONDS)
+    sys.exit(sentence or 1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.common import Reporter, Stage, ends_step
-from components.errors import LostRank, UserError
+from components.errors import LostRankError, UserError
 
 RECENT_STEPS = 5  # the longest of them estimates the next; few, so that one hiccup does not end the run early
 POLL_SECONDS = 0.0002  # the device has another step to run meanwhile
@@ -27,7 +27,7 @@ class Clock(Reporter):
     which does not wait for the device. Everything that depends on time uses this reading, so ranks cannot disagree. On
     a GPU a reading waits for the step before the last launched one, so at most one step is still running.
 
-    A reading also carries rank 0's ``signal``, so ranks agree on the step after which they stop.
+    A reading also carries the signal that rank 0 has received, so ranks agree on the step after which they stop.
 
     Args:
         max_seconds: Budget of training time, in seconds; 0 for no limit, so that trainer.max_steps ends the run.
@@ -36,8 +36,8 @@ class Clock(Reporter):
 
     Attributes:
         elapsed: Seconds of training at the last reading.
-        signal: The signal that the run is to stop for: on rank 0 what it has received, elsewhere what rank 0 had
-            received at the last reading; 0 for none.
+        received: The signal that this rank has received, for which the run is to stop; 0 for none.
+        signal: The one that rank 0 had received at the last reading, the same on every rank.
         group: The hosts' process group; None for a single rank.
         patience: Seconds to wait for a step on the device, if other ranks take part in it.
     """
@@ -55,6 +55,7 @@ class Clock(Reporter):
         self.max_seconds = max_seconds
         self.reserve_seconds = reserve_seconds
         self.elapsed = 0.0
+        self.received = 0
         self.signal = 0
         self.group: Any = None
         self.patience = math.inf
@@ -147,8 +148,9 @@ class Clock(Reporter):
 
     def _agree(self, seconds: float) -> float:
         if self.group is None:
+            self.signal = self.received
             return seconds
-        reading = torch.tensor([seconds, self.signal], dtype=torch.float64)
+        reading = torch.tensor([seconds, self.received], dtype=torch.float64)
         dist.broadcast(reading, src=0, group=self.group)
         agreed, signal = reading.tolist()
         self.signal = int(signal)
@@ -179,7 +181,7 @@ class Clock(Reporter):
         deadline = time.perf_counter() + self.patience
         while not launched.query():
             if time.perf_counter() > deadline:
-                raise LostRank(f"a step did not end within {self.patience:.0f} s")
+                raise LostRankError(f"a step did not end within {self.patience:.0f} s")
             time.sleep(POLL_SECONDS)
 
     def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:

@@ -33,7 +33,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 
 class Export(Reporter):
-    """Score the float weights, write them as an artifact, read the file back, and score its contents.
+    """Write the weights as an artifact, score them as floats, read the file back, and score its contents.
 
     The second score is the run's result. The float weights are also saved, as a ``.safetensors`` file beside the
     artifact, and the network has them again afterward.
@@ -81,11 +81,10 @@ class Export(Reporter):
             assign(network_of(pl_module).shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the float weights, write the artifact, read it back, and score it."""
+        """Write the artifact, score the float weights, and score what the artifact holds."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
         float_state = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
         self._calibrate(trainer, network)
         stored = self._store(network)
         path = self.artifact_path(trainer)
@@ -101,10 +100,13 @@ class Export(Reporter):
         data, facts, error = trainer.strategy.broadcast((data, facts, error))
         if error is not None:
             raise error
+        # Only now the scores, which may take minutes: a signal then leaves the artifact behind.
+        done = f"{path} is whole, but not scored; score it with validate --artifact {path}"
+        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", done)
         artifact = parse_artifact(data, path)
         assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network it holds"
         network.load_state_dict(load_state(artifact.tensors))
-        self.score, seconds = score_result(trainer, pl_module, "scoring the artifact")
+        self.score, seconds = score_result(trainer, pl_module, "scoring the artifact", done)
         network.load_state_dict(float_state)
         self._facts = {**facts, "eval_time_seconds": seconds}
         self._announce(trainer, self.float_score, self.score)

@@ -131,4 +131,6 @@ class Monitor(Callback):
 
 def _not_finite(step: _Step, loss: float, gradient_norm: float) -> str:
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in step.rates.items())
-    return f"The loss is {loss} and the gradient norm {gradient_norm} at step {step.number}, with learning rates {rates}"
+    return (
+        f"The loss is {loss} and the gradient norm {gradient_norm} at step {step.number}, with learning rates {rates}"
+    )

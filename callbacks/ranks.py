@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +24,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import Stage, find
-from components.errors import LostRank, UserError
+from components.errors import LostRankError, UserError
 
 STEP_TIMEOUT = timedelta(seconds=50)
 """How long a rank waits for the others between training steps, where healthy ranks wait for a moment."""
@@ -38,6 +38,8 @@ CHILD_SECONDS = 0.5
 """How often rank 0 looks at the processes that it started."""
 GRACE_SECONDS = 8.0
 """How long rank 0 may go on after one of its processes has failed, since it may be failing for the same reason."""
+FILE_SECONDS = 30.0
+"""How long an ending process waits for a checkpoint that is being written."""
 
 Answer = TypeVar("Answer")
 _children: list[subprocess.Popen[bytes]] = []
@@ -63,13 +65,13 @@ class Ranks(Callback):
         """Explain an error that torch raises when ranks do not work together.
 
         Raises:
-            LostRank: A rank is gone or does not answer. Raised here, it keeps Lightning from tearing down, which would
-                wait for a device that waits for the lost rank.
+            LostRankError: A rank is gone or does not answer. Raising it here keeps Lightning from tearing down, which
+                would wait for a device that waits for the lost rank.
             UserError: A weight got no gradient.
         """
         lost = _lost(exception)
         if lost is not None:
-            raise LostRank(f"{lost}; {_how_to_go_on(trainer)}.") from exception
+            raise LostRankError(f"{lost}; {_how_to_go_on(trainer)}.") from exception
         idle = _without_gradient(exception, pl_module)
         if idle:
             raise UserError(
@@ -138,6 +140,17 @@ def end_children(seconds: float) -> None:
     tell_children(signal.SIGKILL)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process without waiting for other ranks or the device, which may wait for a lost one."""
+    tell_children(signal.SIGKILL)
+    for thread in threading.enumerate():
+        if not thread.daemon and thread not in (threading.main_thread(), threading.current_thread()):
+            thread.join(FILE_SECONDS)  # it is writing a checkpoint
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _watch() -> None:
     while not (lost := {rank: process.returncode for rank, process in enumerate(_children, 1) if process.poll()}):
         if all(process.returncode == 0 for process in _children):
@@ -147,9 +160,11 @@ def _watch() -> None:
     [(rank, code), *_] = lost.items()
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if speaks():
-        print(f"error: Local rank {rank} {how}, and the others ended with it.", file=sys.stderr, flush=True)
-    tell_children(signal.SIGKILL)
-    os._exit(1)
+        sentence = (
+            f"Local rank {rank} {how}, and the run with it; to go on, give the same command with --ckpt_path last."
+        )
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    leave(1)
 
 
 def _number(*variables: str) -> int:
@@ -160,7 +175,7 @@ def _number(*variables: str) -> int:
 def _lost(error: BaseException) -> str | None:
     """What happened to another rank, if that is what the error is about."""
     text = str(error)
-    if isinstance(error, LostRank):
+    if isinstance(error, LostRankError):
         return f"A rank was lost: {text}"
     if "gloo/transport" in text:
         return "A rank did not answer in time" if "Timed out" in text else "A rank closed its connections and is lost"

@@ -9,5 +9,5 @@ class UserError(ValueError):
     """
 
 
-class LostRank(UserError):
+class LostRankError(UserError):
     """Another rank of the run is gone or does not answer, so nothing that all ranks do together can be done anymore."""
