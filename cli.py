@@ -314,7 +314,7 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
             if stopped.sentence is not None and speaks():
                 print(stopped.sentence, file=sys.stderr, flush=True)
             end_children(LEAVE_SECONDS)
-            raise
+            leave(stopped.code)  # at once: with torch loaded, the interpreter takes seconds to end by itself
         except (UserError, MisconfigurationException) as error:
             _fail(error)
         except ValueError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +35,8 @@ ABORT_AFTER = timedelta(seconds=10)
 """What NCCL waits in addition: it ends the process without a sentence, so it comes second."""
 STORE_SECONDS = 5.0
 """How long the store may take to answer: its host may be gone."""
+SETTLE_SECONDS = 0.5
+"""How long a dying process takes to close all its connections: the store's may be the last."""
 CHILD_SECONDS = 0.5
 """How often rank 0 looks at the processes that it started."""
 GRACE_SECONDS = 8.0
@@ -71,6 +74,7 @@ class Ranks(Callback):
         """
         lost = _lost(exception)
         if lost is not None:
+            time.sleep(SETTLE_SECONDS)
             raise LostRankError(f"{lost}; {_how_to_go_on(trainer)}.") from exception
         idle = _without_gradient(exception, pl_module)
         if idle:
@@ -108,7 +112,9 @@ def speaks() -> bool:
         return local_rank == 0
     # The store lives on the first node, in rank 0 unless a launcher keeps it: without it, that rank is the lost one.
     speaker = 1 if _number("GROUP_RANK", "NODE_RANK", "SLURM_NODEID") == 0 else 0
-    return _ask(lambda: _store().add("ending", 1) == 1, local_rank == speaker)
+    return (
+        _ask(lambda: _store().add("ending", 1) == 1, local_rank == speaker) if _has_store() else local_rank == speaker
+    )
 
 
 def watch(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -204,6 +210,16 @@ def _set_timeout(clock: Clock, timeout: timedelta) -> None:
     abort_after = ABORT_AFTER if dist.get_backend() == "nccl" else timedelta()
     dist.distributed_c10d._set_pg_timeout(timeout + abort_after)
     dist.distributed_c10d._set_pg_timeout(timeout, clock.group)
+
+
+def _has_store() -> bool:
+    """Whether the store's host still answers; asking a dead one makes torch print a stack trace."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(address, STORE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _store() -> dist.Store:

@@ -41,6 +41,8 @@ class Stopped(SystemExit):
         sentence: What was saved, and how to go on; None on a rank that leaves this to rank 0.
     """
 
+    code: int
+
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(code)
         self.sentence: str | None = sentence
