@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
 from jsonargparse import lazy_instance
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from callbacks.averaging import Averaging
@@ -29,6 +32,7 @@ from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
 from callbacks.ranks import Ranks, end_children, leave, replace_observer, speaks
+from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
@@ -141,8 +145,8 @@ class GolfCLI(LightningCLI):
         last_weights = config.get("last_weights", False)
         if last_weights and given != ["ckpt_path"]:
             raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
-        drops_average = config.averaging is None and not last_weights
-        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+        if not self._goes_on_from_last():
+            self._check_checkpoint()
 
     def before_instantiate_classes(self) -> None:
         """Take the network's settings from the file to score, and refuse a machine that lacks what the run needs."""
@@ -162,6 +166,40 @@ class GolfCLI(LightningCLI):
             for name, value in settings.items():
                 config.model[name] = value
         _take_vocabulary(config)
+        self._choose_checkpoint()
+        if self._leaves_nothing():
+            self.save_config_callback = None
+
+    def _choose_checkpoint(self) -> None:
+        """Find the checkpoint of a run that torchrun has restarted, or that ``--ckpt_path last`` asks for."""
+        if self.subcommand != "fit":
+            return
+        config = self.config.fit
+        runs = Path(config.trainer.default_root_dir or ".")
+        saved = checkpoint_of_launch(runs, self._whole_config()) if is_restarted() else None
+        if saved is not None:
+            rank_zero_info(f"torchrun has restarted this run: it goes on from {saved}.")
+        elif self._goes_on_from_last():
+            saved = last_checkpoint(runs, self._whole_config())
+        if saved is not None:
+            config.ckpt_path = str(saved)
+            self._check_checkpoint()
+
+    def _goes_on_from_last(self) -> bool:
+        return self.config.subcommand == "fit" and self.config.fit.ckpt_path == "last"
+
+    def _leaves_nothing(self) -> bool:
+        """Whether to write no folder: a ``validate`` without a runs folder only prints."""
+        return self.config.subcommand == "validate" and self.config.validate.trainer.default_root_dir is None
+
+    def _check_checkpoint(self) -> None:
+        config = self.config[self.config.subcommand]
+        drops_average = config.averaging is None and not config.get("last_weights", False)
+        _check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+
+    def _whole_config(self) -> dict[str, Any]:
+        """The fit's configuration as its ``config.yaml`` holds it."""
+        return yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
@@ -171,13 +209,23 @@ class GolfCLI(LightningCLI):
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         if init.trainer.enable_progress_bar is not False:
             added.append(BudgetProgressBar(refresh_rate=5))
-        self.trainer_defaults["callbacks"] = [*added, RunLog(), RunSummary()]
+        if not self._leaves_nothing():
+            added += [RunLog(), RunSummary()]
+        self.trainer_defaults["callbacks"] = added
         replace_observer()
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
         return trainer
+
+    def _loggers(self, trainer: Any) -> list[Logger] | bool:
+        """The run's own folder with TensorBoard's log, and the loggers that the user lists."""
+        if self._leaves_nothing() or trainer.logger is False:
+            return False
+        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        folder = RunFolder(Path(trainer.default_root_dir or "."))
+        return [folder, *(logger for logger in listed if isinstance(logger, Logger))]
 
     def before_fit(self) -> None:
         """Give the export a counter of this configuration's code."""

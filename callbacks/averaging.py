@@ -47,8 +47,8 @@ class Averaging(Reporter):
             if words is not None:
                 announce(trainer, "averaging", f"{words} at step {trainer.global_step}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the average into the network."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the average into the network, also where a resumed run had no step left to take."""
         self._apply(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

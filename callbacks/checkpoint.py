@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -13,10 +15,22 @@ from torch import Tensor
 
 from callbacks.clock import Clock
 from callbacks.common import Reporter, Stage, ends_step, find
+from callbacks.run_folder import CHECKPOINTS, SUMMARY
 from components.checkpoint_file import CheckpointWriter, checkpoints_in, step_of
 from components.errors import UserError
 
-FOLDER = "checkpoints"
+REACHED = "reached"
+"""Name of the file in a run's folder that tells how far the run came, beyond its checkpoints."""
+
+
+class Losses(NamedTuple):
+    """What interruptions have cost a run."""
+
+    interruptions: int = 0
+    steps: int = 0
+    """Optimizer steps that were taken again."""
+    seconds: float = 0.0
+    """Seconds of training that those steps had taken the first time."""
 
 
 class Checkpoints(Reporter, Checkpoint):
@@ -43,6 +57,8 @@ class Checkpoints(Reporter, Checkpoint):
         self._saved_at = 0.0
         self._loss: Tensor | None = None
         self._between_steps = False
+        self._losses = Losses()
+        self._reached: int | None = None
 
     @property
     def newest(self) -> Path | None:
@@ -81,12 +97,18 @@ class Checkpoints(Reporter, Checkpoint):
         if stage == TrainerFn.FITTING:
             log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
             assert log_dir is not None
-            self._writer = CheckpointWriter(Path(log_dir) / FOLDER)
+            self._writer = CheckpointWriter(Path(log_dir) / CHECKPOINTS)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the time from now."""
+        """Count the time from now, and what the interruption of a resumed run has cost."""
         self._saved_at = find(trainer, Clock).elapsed
         self._between_steps = True
+        if trainer.ckpt_path is not None:
+            self._count_loss(trainer, Path(trainer.ckpt_path).parents[1])
+        if trainer.is_global_zero:
+            assert self._writer is not None
+            self._reached = os.open(self._writer.folder.with_name(REACHED), os.O_WRONLY | os.O_CREAT)
+            self._note_progress(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """From here until every callback has seen the step's end, the state is not to be saved."""
@@ -103,6 +125,7 @@ class Checkpoints(Reporter, Checkpoint):
             return
         assert self._writer is not None
         self._loss = outputs["loss"]
+        self._note_progress(trainer)
         elapsed = find(trainer, Clock).elapsed
         if self.every_seconds and elapsed - self._saved_at >= self.every_seconds and not self._writer.is_busy:
             self._warn()
@@ -115,11 +138,54 @@ class Checkpoints(Reporter, Checkpoint):
             self.save_now(trainer)
         self._between_steps = False
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a finished run one checkpoint, its last."""
+        if self._writer is not None and trainer.is_global_zero:
+            self._writer.remove_all_but(1)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let a checkpoint that is being written become whole."""
         if self._writer is not None:
             self._writer.wait()
             self._warn()
+        if self._reached is not None:
+            os.close(self._reached)
+            self._reached = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What interruptions have cost so far."""
+        return self._losses._asdict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what earlier interruptions have cost."""
+        self._losses = Losses(**state_dict)
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """How often the run was interrupted, and what that has cost."""
+        return {
+            "interruptions": self._losses.interruptions,
+            "steps_lost": self._losses.steps,
+            "seconds_lost": self._losses.seconds,
+        }
+
+    def _note_progress(self, trainer: Trainer) -> None:
+        """Note how far the run has come, where it outlives the process: a few microseconds a step."""
+        assert self._reached is not None
+        line = f"{trainer.global_step:>12} {find(trainer, Clock).elapsed:>16.3f}\n"
+        with suppress(OSError):  # a full disk: what an interruption costs will be stated too low
+            os.pwrite(self._reached, line.encode(), 0)
+
+    def _count_loss(self, trainer: Trainer, interrupted: Path) -> None:
+        """Count what a run's end has cost, unless it was finished."""
+        try:
+            step, elapsed = (interrupted / REACHED).read_text().split()
+        except (OSError, ValueError):
+            return  # not a run's folder, or a run that could not note it
+        if not (interrupted / SUMMARY).exists():
+            seconds = max(0.0, float(elapsed) - find(trainer, Clock).elapsed)
+            steps = max(0, int(step) - trainer.global_step)
+            before = self._losses
+            self._losses = Losses(before.interruptions + 1, before.steps + steps, before.seconds + seconds)
 
     def _warn(self) -> None:
         assert self._writer is not None

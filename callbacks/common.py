@@ -28,10 +28,12 @@ class Stage(IntEnum):
     SCHEDULE = 2
     TECHNIQUE = 3
     """Changes how the network trains or what is exported."""
-    OBSERVER = 4
+    EXPORT = 4
+    """Takes the network as every technique has left it."""
+    OBSERVER = 5
     """Only reports; the default for a callback that declares no stage."""
-    CHECKPOINT = 5
-    LAST = 6
+    CHECKPOINT = 6
+    LAST = 7
     """Ends the run, once all the others are done with a step."""
 
 

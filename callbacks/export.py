@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from callbacks.clock import Clock
-from callbacks.common import Reporter, announce, data_of, find, network_of
+from callbacks.common import Reporter, Stage, announce, data_of, find, network_of
 from callbacks.scoring import score_result, score_summary
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
 from components.compression import require_zstandard
@@ -43,8 +44,11 @@ class Export(Reporter):
         filename: The artifact's name in the run's log folder.
         storage: How each weight is stored; the first matching rule applies.
         quantizer: Rounds the weights that are quantized.
+        spare_folder: Where the float weights go if the run's folder does not take them; null for the system's folder
+            for temporary files.
     """
 
+    stage = Stage.EXPORT
     count_code: Callable[[], int]
     """Counts the bytes of code submitted with the artifact; set by the program that knows what that code is."""
 
@@ -54,6 +58,7 @@ class Export(Reporter):
         filename: str = "model.golf",
         storage: Sequence[StorageRule] = RECIPE,
         quantizer: Quantizer = Nearest(),
+        spare_folder: str | None = None,
     ) -> None:
         super().__init__()
         if keep_last_k_fp16 < 0:
@@ -66,6 +71,7 @@ class Export(Reporter):
         self.filename = filename
         self.rules: Sequence[StorageRule] = (*keep_last_keys(keep_last_k_fp16), *storage)
         self.quantizer = quantizer
+        self.spare_folder = spare_folder
         self.float_score: Score | None = None
         self.score: Score | None = None
         self._facts: dict[str, Any] = {}
@@ -141,11 +147,28 @@ class Export(Reporter):
     ) -> bytes:
         """Write the artifact and the float weights, log the tensors, and read the artifact's bytes back."""
         settings = dataclasses.asdict(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_artifact(path, settings, stored, self.rules)
-        write_weights(path.with_suffix(WEIGHTS_SUFFIX), settings, float_state)
+        try:
+            write_artifact(path, settings, stored, self.rules)
+            write_weights(path.with_suffix(WEIGHTS_SUFFIX), settings, float_state)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            reason = f"The export to {path.parent} failed ({error.__cause__.strerror})"
+            raise UserError(f"{reason}; {self._save_elsewhere(path, settings, float_state)}.") from error
         _log_tensors(trainer, float_state, stored)
         return read_user_file(path, MAX_FILE_BYTES)
+
+    def _save_elsewhere(self, path: Path, settings: dict[str, Any], float_state: Mapping[str, Tensor]) -> str:
+        """Save the float weights in the spare folder; returns what became of them and what to do, as a clause."""
+        remedy = "make room and give the same command with --ckpt_path last"
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="golf-", dir=self.spare_folder))
+            spare = folder / path.with_suffix(WEIGHTS_SUFFIX).name
+            write_weights(spare, settings, float_state)
+        except (OSError, UserError):
+            where = self.spare_folder or tempfile.gettempdir()
+            return f"the float weights could not be saved in {where} (export.spare_folder) either; {remedy}"
+        return f"the float weights are in {spare} (export.spare_folder chooses the place); to export them, {remedy}"
 
     def _sizes(self, bytes_model: int) -> dict[str, int]:
         bytes_code = self.count_code()

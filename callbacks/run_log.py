@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.clock import Clock
 from callbacks.common import Event, ends_step, find
@@ -22,7 +23,8 @@ class RunLog(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._file: TextIO | None = None
+        self._file: IO[bytes] | None = None
+        self._is_disk_full = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the log."""
@@ -30,7 +32,7 @@ class RunLog(Callback):
         if trainer.is_global_zero:
             assert log_dir is not None
             Path(log_dir).mkdir(parents=True, exist_ok=True)
-            self._file = (Path(log_dir) / "train.log").open("w", buffering=1)
+            self._file = (Path(log_dir) / "train.log").open("wb", buffering=0)
         num_params = sum(p.numel() for p in pl_module.parameters())
         self._write(f"{num_params} parameters, {trainer.world_size} ranks on {trainer.strategy.root_device.type}")
 
@@ -72,5 +74,11 @@ class RunLog(Callback):
             self._file = None
 
     def _write(self, line: str) -> None:
-        if self._file is not None:
-            self._file.write(line + "\n")
+        if self._file is None:
+            return
+        try:
+            self._file.write((line + "\n").encode())
+        except OSError as error:
+            if not self._is_disk_full:
+                rank_zero_warn(f"{self._file.name} lacks lines ({error.strerror}); the run goes on.")
+            self._is_disk_full = True

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.common import data_of, network_of, reporters
-from components.files import write_whole
+from components.files import write_user_file
 
 
 class RunSummary(Callback):
@@ -52,7 +52,7 @@ class RunSummary(Callback):
             assert log_dir is not None
             path = Path(log_dir) / "summary.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
+            write_user_file(path, (json.dumps(facts, indent=2) + "\n").encode())
             rank_zero_info(f"Summary: {path}")
 
 

@@ -71,6 +71,11 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
 
+    def remove_all_but(self, count: int) -> None:
+        """Delete all checkpoints but the newest few."""
+        for old in checkpoints_in(self.folder)[count:]:
+            old.unlink(missing_ok=True)
+
     def take_problems(self) -> list[str]:
         """Why checkpoints were not saved since the last call, one sentence each, without the final period."""
         problems, self._problems = self._problems, []
@@ -86,10 +91,9 @@ class CheckpointWriter:
                 )
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            with written_beside(path) as scratch, scratch.open("wb") as file:
-                torch.save(state, file)
-            for old in checkpoints_in(self.folder)[self.keep :]:
-                old.unlink(missing_ok=True)
+            with written_beside(path) as scratch:
+                _save(state, scratch)
+            self.remove_all_but(self.keep)
         except OSError as error:
             self._problems.append(f"the checkpoint of step {step} was not saved in {self.folder} ({error.strerror})")
 
@@ -130,6 +134,17 @@ def step_of(checkpoint: Path) -> int:
 def all_finite(tree: Any) -> bool:
     """Whether every number of every tensor in nested containers is finite."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # After a failed write torch still closes its archive, whose error hides the first.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _clone(tree: Any) -> Any:

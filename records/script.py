@@ -197,7 +197,7 @@ def shake(sources: dict[str, str], settings: str) -> dict[str, str]:
 
 def clear_settings(settings: dict[str, Any]) -> str:
     """A run's settings as YAML, without those that are unset or specific to its machine."""
-    kept = {section: value for section, value in settings.items() if value is not None}
+    kept = {section: value for section, value in settings.items() if value is not None and section != "ckpt_path"}
     kept["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}
     kept["trainer"]["default_root_dir"] = "runs"
     return yaml.safe_dump(kept, sort_keys=False)

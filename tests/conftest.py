@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data import topics
@@ -37,6 +38,18 @@ def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     with contextlib.redirect_stdout(stdout):
         cli = main(fit_arguments(_corpus, folder, **NARROW, **{"trainer.enable_progress_bar": "true"}))
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here, which takes root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -98,8 +98,7 @@ def test_trainer_settings_that_the_stream_and_the_clock_need(name: str) -> None:
     assert trainer["use_distributed_sampler"] is False  # ranks slice it themselves
     assert trainer["check_val_every_n_epoch"] is None
     assert "accumulate_grad_batches" not in trainer  # follows from the number of ranks
-    [checkpoint] = trainer["callbacks"]
-    assert checkpoint["init_args"]["save_on_train_epoch_end"] is True
+    assert written(name)["checkpoint"]["every_seconds"] == 60
 
 
 # Copied by hand from the published recipe, never from the file.

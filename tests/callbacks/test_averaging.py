@@ -112,7 +112,7 @@ def test_the_network_ends_as_the_mean_of_the_snapshots(module: GPTModule) -> Non
         snapshots.append(move(module, trainer.global_step))
         end_step(averaging, trainer, module)
     move(module, 99)  # the weights that training ended with are not in it
-    averaging.on_train_end(trainer, module)
+    averaging.on_fit_end(trainer, module)
     assert averaging.summary(trainer) == {"snapshots_averaged": 7}
     for name, p in module.network.named_parameters():
         mean = torch.stack([snapshot[name] for snapshot in snapshots]).mean(dim=0)
@@ -194,7 +194,7 @@ def test_without_a_snapshot_the_weights_stay(module: GPTModule) -> None:
     trainer = trainer_with(averaging, multiplier=0.0, global_step=50)
     before = copy_of(module)
     end_step(averaging, trainer, module)
-    averaging.on_train_end(trainer, module)
+    averaging.on_fit_end(trainer, module)
     assert_weights(module, before)
     assert averaging.missed(trainer) == []  # averaging was not asked for
 
@@ -209,7 +209,7 @@ def test_a_resumed_run_averages_the_snapshots_of_both_halves(module: GPTModule) 
     resumed.on_train_start(trainer, module)
     second = move(module, 2)
     end_step(resumed, trainer, module)
-    resumed.on_train_end(trainer, module)
+    resumed.on_fit_end(trainer, module)
     assert resumed.summary(trainer) == {"snapshots_averaged": 2}
     for name, p in module.network.named_parameters():
         torch.testing.assert_close(p.double(), (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-6)

@@ -13,6 +13,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import (
     Event,
@@ -27,6 +28,7 @@ from callbacks.common import (
     stage_of,
     starts_step,
 )
+from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.schedule import Schedule
@@ -59,12 +61,12 @@ class Listener(Callback):
 
 
 def test_callbacks_come_by_stage_and_within_one_as_given() -> None:
-    checkpoint, plain, toy, observer = ModelCheckpoint(), Undeclared(), Toy(), Monitor()
+    checkpoint, plain, toy, observer, export = ModelCheckpoint(), Undeclared(), Toy(), Monitor(), Export()
     late_qat, schedule, clock, warmup = LateQAT(), Schedule(), Clock(), CompileWarmup()
-    given = [checkpoint, plain, toy, observer, late_qat, schedule, clock, warmup]
-    expected = [warmup, clock, schedule, toy, late_qat, plain, observer, checkpoint]
+    given = [checkpoint, plain, export, toy, observer, late_qat, schedule, clock, warmup]
+    expected = [warmup, clock, schedule, toy, late_qat, export, plain, observer, checkpoint]
     assert in_order(given) == expected
-    assert in_order([*given[4:], *given[:4]]) == [*expected[:3], late_qat, toy, *expected[5:]]
+    assert in_order([*given[5:], *given[:5]]) == [*expected[:3], late_qat, toy, *expected[5:]]
 
 
 def test_an_event_reaches_every_listener_and_no_other_callback() -> None:
@@ -141,7 +143,7 @@ def toy_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
         "scoring.val_stride": 32,
         "trainer.enable_progress_bar": "true",
     }
-    listed = ("lightning.pytorch.callbacks.ModelCheckpoint", "tests.callbacks.toy.Undeclared", TOY)
+    listed = ("tests.callbacks.toy.Undeclared", TOY)
     arguments = [*fit_arguments(_corpus, folder, **settings), *(f"--trainer.callbacks+={path}" for path in listed)]
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout), pytest.warns(UserWarning, match="A phase never came: the toy never ended"):
@@ -194,11 +196,10 @@ def test_fewer_warmup_steps_than_forms_are_refused(data_folder: Path, tmp_path: 
 def test_the_callbacks_that_a_user_lists_stand_in_their_stages(toy_run: FinishedRun) -> None:
     callbacks = toy_run.cli.trainer.callbacks
     assert [stage_of(callback) for callback in callbacks] == sorted(stage_of(callback) for callback in callbacks)
-    assert isinstance(callbacks[-1], ModelCheckpoint)
+    assert isinstance(callbacks[-1], Checkpoints)
     names = [type(callback).__name__ for callback in callbacks]
     assert names.index("Schedule") < names.index("Toy") < names.index("Monitor")
     assert names.index("Averaging") < names.index("Undeclared")
-    assert not any(isinstance(callback, ModelCheckpoint) for callback in callbacks[: names.index("RunSummary")])
 
 
 def test_a_run_without_averaging_and_late_qat_is_a_run(data_folder: Path, tmp_path: Path) -> None:
