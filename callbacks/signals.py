@@ -166,9 +166,9 @@ class Signals(Callback):
 
     def _heard(self) -> int:
         """The signal that this rank has received or heard of; looks for other ranks' notes now and then."""
-        assert self._clock is not None
-        if self._received or self._clock.signal:
-            return self._received or self._clock.signal
+        agreed = 0 if self._clock is None else self._clock.signal
+        if self._received or agreed:
+            return self._received or agreed
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
