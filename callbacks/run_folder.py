@@ -41,6 +41,7 @@ class RunFolder(TensorBoardLogger):
 
     def __init__(self, runs: Path) -> None:
         super().__init__(runs, name=RUNS, version=None)
+        self._lock: IO[str] | None = None
 
     def _get_next_version(self) -> int:
         """Create the first free folder and return its number; on ranks other than 0, where it is never used, -1."""
@@ -76,6 +77,13 @@ class RunFolder(TensorBoardLogger):
             super().save()
         except OSError as error:
             _warn_of_log(self.log_dir, error)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the log, and let go of the folder."""
+        super().finalize(status)
+        if self._lock is not None:
+            self._lock.close()
 
 
 class _UntilDiskIsFull:
