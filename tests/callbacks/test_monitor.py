@@ -132,7 +132,7 @@ def test_a_loss_that_another_rank_finds_not_finite_ends_the_run_here_too() -> No
     trainer = trainer_with(monitor, clock_at())
     trainer.strategy.reduce.side_effect = lambda values, reduce_op: values + torch.tensor([[math.nan], [0.0]])
     monitor.on_train_start(trainer, None)
-    with pytest.raises(UserError, match="The loss is nan and the gradient norm 1.0 at step 1"):
+    with pytest.raises(UserError, match=r"The loss is nan and the gradient norm 1\.0 at step 1"):
         take_step(monitor, trainer, 2.0)
 
 
