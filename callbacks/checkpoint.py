@@ -108,7 +108,7 @@ class Checkpoints(Reporter, Checkpoint):
         if trainer.is_global_zero:
             assert self._writer is not None
             self._reached = os.open(self._writer.folder.with_name(REACHED), os.O_WRONLY | os.O_CREAT)
-            self._note_progress(trainer)
+            self._note_progress(trainer.global_step, self._saved_at)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """From here until every callback has seen the step's end, the state is not to be saved."""
@@ -125,8 +125,8 @@ class Checkpoints(Reporter, Checkpoint):
             return
         assert self._writer is not None
         self._loss = outputs["loss"]
-        self._note_progress(trainer)
         elapsed = find(trainer, Clock).elapsed
+        self._note_progress(trainer.global_step, elapsed)
         if self.every_seconds and elapsed - self._saved_at >= self.every_seconds and not self._writer.is_busy:
             self._warn()
             self._saved_at = elapsed
@@ -168,10 +168,10 @@ class Checkpoints(Reporter, Checkpoint):
             "seconds_lost": self._losses.seconds,
         }
 
-    def _note_progress(self, trainer: Trainer) -> None:
+    def _note_progress(self, step: int, elapsed: float) -> None:
         """Note how far the run has come, where it outlives the process: a few microseconds a step."""
         assert self._reached is not None
-        line = f"{trainer.global_step:>12} {find(trainer, Clock).elapsed:>16.3f}\n"
+        line = f"{step:>12} {elapsed:>16.3f}\n"
         with suppress(OSError):  # a full disk: what an interruption costs will be stated too low
             os.pwrite(self._reached, line.encode(), 0)
 
