@@ -42,7 +42,12 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(data_folder: Path, tm
         process.wait_for("^step 4 ")
         process.press_ctrl_c()
         assert process.end(LEAVE_SECONDS) == 130
-        assert 4 <= saved_step(process) < 12
+        step = saved_step(process)
+        assert 4 <= step < 12
+        left = {path.name for path in runs.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".log")}
+        assert {name for name in left if not name.startswith(("events.out", "lock", "reached"))} == {
+            f"step_{step}.ckpt"
+        }
     resumed = main([*fit(data_folder, runs)[1:], "--ckpt_path=last"])
     whole = main(fit(data_folder, tmp_path / "whole")[1:])
     for (name, p), q in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
