@@ -360,7 +360,7 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
             )
         except Stopped as stopped:
             if stopped.sentence is not None and speaks():
-                print(stopped.sentence, file=sys.stderr, flush=True)
+                print(f"\n{stopped.sentence}", file=sys.stderr, flush=True)  # below a progress bar
             end_children(LEAVE_SECONDS)
             leave(stopped.code)  # at once: with torch loaded, the interpreter takes seconds to end by itself
         except (UserError, MisconfigurationException) as error:

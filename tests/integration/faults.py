@@ -59,7 +59,7 @@ class RunningFit:
         return [
             pid
             for pid in self.processes()
-            if b"cli.py" in _file(pid, "cmdline") and b"torchrun" not in _file(pid, "cmdline")
+            if b"cli.py" in _file(pid, "cmdline") and b"torch.distributed.run" not in _file(pid, "cmdline")
         ]
 
     def processes(self) -> list[int]:
