@@ -31,7 +31,7 @@ from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
-from callbacks.ranks import Ranks, end_children, leave, replace_observer, speaks
+from callbacks.ranks import Ranks, end_children, leave, replace_observer, separate_restarts, speaks
 from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
@@ -213,6 +213,7 @@ class GolfCLI(LightningCLI):
             added += [RunLog(), RunSummary()]
         self.trainer_defaults["callbacks"] = added
         replace_observer()
+        separate_restarts()
         trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))

@@ -6,6 +6,7 @@ for one, whatever the others are doing.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -130,6 +131,24 @@ def watch(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def replace_observer() -> None:
     """Let `watch` be what Lightning's launcher starts."""
     subprocess_script._launch_process_observer = watch  # type: ignore[assignment]
+
+
+def separate_restarts() -> None:
+    """Give every start of the ranks by torchrun a part of its store of its own.
+
+    torchrun keeps its store when it restarts the ranks, and a rank would take another's old address for the new one.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if restarts is None:
+        return
+    # Imported by its path: torch.distributed has a function of the same name.
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
+    create = rendezvous._create_c10d_store
+
+    def created(*args: Any, **settings: Any) -> dist.Store:
+        return dist.PrefixStore(f"start {restarts}", create(*args, **settings))
+
+    rendezvous._create_c10d_store = created
 
 
 def tell_children(signum: int) -> None:
