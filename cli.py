@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from callbacks.attention import AttentionBackend
 from callbacks.averaging import Averaging
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
@@ -39,9 +41,11 @@ from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
+from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
-from components.errors import LostRankError, UserError
-from components.gpt import GPTConfig, load_weights
+from components.checkpoint_reading import read_checkpoint
+from components.errors import LostRankError, UserError, describe_os_error
+from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
@@ -78,12 +82,16 @@ class GolfCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The trainer methods that are commands, each with its arguments that are not options."""
+        """The trainer methods that are commands, each with its arguments that are not options.
+
+        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run.
+        """
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate")}
+        return {name: {*commands[name], "weights_only"} for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
+        parser.add_lightning_class_args(AttentionBackend, "attention")
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -139,6 +147,7 @@ class GolfCLI(LightningCLI):
         _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        _check_text(config)
         given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
         if len(given) > 1:
             raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
@@ -148,8 +157,14 @@ class GolfCLI(LightningCLI):
         if not self._goes_on_from_last():
             self._check_checkpoint()
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def before_instantiate_classes(self) -> None:
-        """Take the network's settings from the file to score, and refuse a machine that lacks what the run needs."""
+        """Take the network's settings from the file to score, and refuse what cannot be built or run.
+
+        The file's shapes are compared with the network's before any memory is spent on a network.
+        """
         config = self.config[self.subcommand]
         _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
@@ -166,6 +181,11 @@ class GolfCLI(LightningCLI):
             for name, value in settings.items():
                 config.model[name] = value
         _take_vocabulary(config)
+        network = GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
+        shapes = shapes_of(network)
+        if self.weights is not None:
+            check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
+        _check_size(sum(map(math.prod, shapes.values())))
         self._choose_checkpoint()
         if self._leaves_nothing():
             self.save_config_callback = None
@@ -246,6 +266,9 @@ class GolfCLI(LightningCLI):
             raise UserError(excess)
 
 
+CLI = TypeVar("CLI", bound=GolfCLI)
+
+
 def _attribute(name: str) -> Callable[[object], Any]:
     return lambda owner: getattr(owner, name)
 
@@ -268,13 +291,37 @@ def _import_named_classes(words: list[str]) -> None:
                 importlib.import_module(f"{package}.{file.stem}")
 
 
+def _check_text(config: Any) -> None:
+    """Refuse text that can be in no file's name, which a configuration file can hold."""
+    for name, value in config.items():
+        if isinstance(value, str):
+            try:
+                impossible = b"\0" in os.fsencode(value)
+            except UnicodeEncodeError:
+                impossible = True
+            if impossible:
+                raise UserError(
+                    f"{name} is {value!r}, which holds a character that no file's name can have; remove it."
+                )
+
+
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{source} describes a network that cannot be built: {error}") from error
     except TypeError as error:
         raise UserError(
             f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
         ) from error
+
+
+def _check_size(num_values: int) -> None:
+    if num_values > MAX_ELEMENTS:
+        raise UserError(
+            f"The network has {num_values:,} values and an artifact holds {MAX_ELEMENTS:,} at most; make "
+            "model.model_dim, model.num_layers or a table smaller."
+        )
 
 
 def _take_vocabulary(config: Any) -> None:
@@ -314,16 +361,8 @@ def _check_runs_folder(trainer: Any) -> None:
 def _check_checkpoint(path: str | None, drops_average: bool, may_score_last: bool) -> None:
     if path is None:
         return
-    remedy = "give --ckpt_path a .ckpt file that a fit saved"
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint file {path}; {remedy}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises many undocumented types on malformed bytes
-        raise UserError(f"{path} is not a checkpoint or is damaged; {remedy}.") from error
-    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of a fit; {remedy}.")
-    average = checkpoint.get("callbacks", {}).get(Averaging.__qualname__)
+    checkpoint = read_checkpoint(Path(path))
+    average = checkpoint["callbacks"].get(Averaging.__qualname__)
     if average is not None and drops_average:
         otherwise = ", or --last_weights true to score the last weights" if may_score_last else ""
         raise UserError(
@@ -339,21 +378,38 @@ def _count_packed(config: str) -> int:
 
 
 def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
-    """Run a command; an error that the user can fix ends in one sentence and exit code 1.
+    """Run ``fit`` or ``validate``; see `run_cli`.
 
     Args:
         args: The command and its options; those of the process if None.
         count_code: Counts the code submitted with an artifact; by default the packed script.
     """
+    return run_cli(GolfCLI, args, SaveConfigCallback, count_code)
+
+
+def run_cli(
+    cli_class: type[CLI],
+    args: list[str] | None,
+    save_config: type[SaveConfigCallback] | None,
+    count_code: CodeCounter = _count_packed,
+) -> CLI:
+    """Run a command line; an error that the user can fix ends in one sentence and exit code 1.
+
+    Args:
+        cli_class: The command line.
+        args: The command and its options; those of the process if None.
+        save_config: Saves the configuration in the run's log folder; None if the command leaves none.
+        count_code: Counts the code submitted with an artifact; by default the packed script.
+    """
     signals = Signals()
     with signals.handled():
         try:
-            return GolfCLI(
+            return cli_class(
                 count_code=count_code,
                 signals=signals,
                 model_class=GPTModule,
                 datamodule_class=FineWeb,
-                save_config_callback=SaveConfigCallback,
+                save_config_callback=save_config,
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=1337,
                 auto_configure_optimizers=False,
@@ -364,23 +420,41 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
                 print(f"\n{stopped.sentence}", file=sys.stderr, flush=True)  # below a progress bar
             end_children(LEAVE_SECONDS)
             leave(stopped.code)  # at once: with torch loaded, the interpreter takes seconds to end by itself
+        except LostRankError as error:
+            if speaks():
+                print(f"error: {error}", file=sys.stderr)
+            leave(1)
         except (UserError, MisconfigurationException) as error:
-            _fail(error)
+            _fail(str(error))
+        except OSError as error:
+            _fail(describe_os_error(error))
         except ValueError as error:
-            # The parser wraps the error of a class if its setting may also be null.
-            if not isinstance(error.__cause__, UserError):
+            # The parser wraps the error of a class if its setting may also be null or a list.
+            known = (UserError, ModuleNotFoundError)
+            reason = next((cause for cause in _causes(error) if isinstance(cause, known)), None)
+            if reason is None:
                 raise
-            _fail(error.__cause__)
+            if isinstance(reason, UserError):
+                _fail(str(reason))
+            said = " ".join(str(reason).split())
+            _fail(
+                f"A class that the settings name needs a package that is not installed ({said}); install it, or leave "
+                "the class out."
+            )
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(sentence: str) -> NoReturn:
     """End with an error's sentence, unless another rank has said what ends the run."""
-    sentence = f"error: {error}" if speaks() else ""
-    if isinstance(error, LostRankError):
-        print(sentence, file=sys.stderr)
-        leave(1)
+    is_said = speaks()
     end_children(LEAVE_SECONDS)
-    sys.exit(sentence or 1)
+    sys.exit(f"error: {sentence}" if is_said else 1)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 if __name__ == "__main__":

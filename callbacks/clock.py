@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.common import Reporter, Stage, ends_step
 from components.errors import LostRankError, UserError
@@ -72,6 +73,7 @@ class Clock(Reporter):
     def charge(self, seconds: float) -> None:
         """Count seconds that were spent on training data after the last step."""
         self.elapsed += seconds
+        self._warn_of_overrun("work after its last step that took longer than clock.reserve_seconds")
 
     def progress(self, trainer: Trainer) -> float:
         """Fraction of the time for steps spent so far, 0 to 1, or of the steps if seconds are not limited."""
@@ -123,6 +125,7 @@ class Clock(Reporter):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop once all launched work is done: the stream is endless, so its epoch ends with the run."""
         self._pause(trainer)
+        self._warn_of_overrun("a step that took longer than the steps before it")
 
     def state_dict(self) -> dict[str, Any]:
         """The elapsed time, from which a resumed run continues."""
@@ -138,7 +141,22 @@ class Clock(Reporter):
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The run summary's fields about time."""
-        return {"wallclock_seconds": self.elapsed, "max_wallclock_seconds": self.max_seconds}
+        return {
+            "wallclock_seconds": self.elapsed,
+            "max_wallclock_seconds": self.max_seconds,
+            "overrun_seconds": self._overrun,
+        }
+
+    @property
+    def _overrun(self) -> float:
+        """Seconds spent beyond the budget."""
+        return max(0.0, self.elapsed - self.max_seconds) if self.max_seconds else 0.0
+
+    def _warn_of_overrun(self, by: str) -> None:
+        if self._overrun:
+            rank_zero_warn(
+                f"The run has overrun its budget of {self.max_seconds:g} s by {self._overrun:.3f} s, by {by}."
+            )
 
     def _read(self) -> float:
         """Seconds on this rank's clock."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,22 +17,38 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from tqdm import tqdm
 
 from callbacks.clock import Clock
 from callbacks.common import Reporter, Stage, announce, data_of, find, network_of
-from callbacks.scoring import score_result, score_summary
-from components.artifact import MAX_BYTES, MAX_FILE_BYTES, parse_artifact, write_artifact
+from callbacks.scoring import score_result, score_summary, shows_progress
+from components.artifact import MAX_BYTES, MAX_FILE_BYTES, Artifact, parse_artifact, write_artifact
 from components.compression import require_zstandard
 from components.errors import UserError
 from components.files import read_user_file
-from components.gpt import GPT, GPTConfig
+from components.gpt import GPT
 from components.quantization import Nearest, Quantizer, StoredTensor, load_state, store
 from components.scoring import Score
-from components.storage import RECIPE, StorageRule, assign, keep_last_keys
+from components.storage import RECIPE, StorageRule, assign, keep_last_keys, refuse_idle_rules
 from components.weight_coding import coded_sizes
 from components.weights_file import write_weights
 
 WEIGHTS_SUFFIX = ".safetensors"
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """An artifact that was written and read back.
+
+    Attributes:
+        artifact: what stands in the file.
+        num_bytes: the file's length.
+    """
+
+    artifact: Artifact
+    num_bytes: int
 
 
 class Export(Reporter):
@@ -68,6 +86,7 @@ class Export(Reporter):
                 f"export.filename is {filename}; give it a suffix other than {WEIGHTS_SUFFIX}, which belongs to "
                 "the float weights."
             )
+        self.keep_last_k_fp16 = keep_last_k_fp16
         self.filename = filename
         self.rules: Sequence[StorageRule] = (*keep_last_keys(keep_last_k_fp16), *storage)
         self.quantizer = quantizer
@@ -77,102 +96,131 @@ class Export(Reporter):
         self._facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to train a model that could not be exported.
+        """Refuse to train a model that could not be exported; see `check`."""
+        if stage == TrainerFn.FITTING:
+            self.check(network_of(pl_module))
+
+    def check(self, network: GPT) -> None:
+        """Reject a network that could not be exported in this way.
 
         Raises:
-            UserError: zstandard is not installed, or a weight has no storage rule.
+            UserError: zstandard is not installed, a weight has no storage rule, or a rule has no weight.
         """
-        if stage == TrainerFn.FITTING:
-            require_zstandard()
-            assign(network_of(pl_module).shapes(), self.rules)
+        require_zstandard()
+        if self.keep_last_k_fp16 > network.config.num_layers:
+            raise UserError(
+                f"export.keep_last_k_fp16 is {self.keep_last_k_fp16} and the network has "
+                f"{network.config.num_layers} blocks; set it to at most that."
+            )
+        assign(network.shapes(), self.rules)
+        refuse_idle_rules(network.shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the artifact, score the float weights, and score what the artifact holds."""
+        """Save the float weights, write the artifact, score the float weights, and score what the artifact holds."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
-        float_state = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self._calibrate(trainer, network)
-        stored = self._store(network)
+        stored = self.quantize(trainer, network)
         path = self.artifact_path(trainer)
-        data, facts, error = b"", {}, None
-        if trainer.is_global_zero:
-            try:
-                data = self._write(trainer, path, float_state, stored, network.config)
-                facts = {"artifact": str(path), **self._sizes(len(data))}
-            except UserError as caught:
-                error = caught
-        # Every rank gets the file's bytes, since another node may not see this one's disk, and any error, since the
-        # other ranks would otherwise wait forever.
-        data, facts, error = trainer.strategy.broadcast((data, facts, error))
-        if error is not None:
-            raise error
+        _on_rank_zero(trainer, lambda: self._save_floats(trainer, path, network, stored))
+        written = self.write(trainer, network, stored, path)
+        bytes_code = _on_rank_zero(trainer, self.count_code)
         # Only now the scores, which may take minutes: a signal then leaves the artifact behind.
-        done = f"{path} is whole, but not scored; score it with validate --artifact {path}"
-        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", done)
-        artifact = parse_artifact(data, path)
-        assert artifact.settings == dataclasses.asdict(network.config), "it must describe the network it holds"
-        network.load_state_dict(load_state(artifact.tensors))
-        self.score, seconds = score_result(trainer, pl_module, "scoring the artifact", done)
-        network.load_state_dict(float_state)
-        self._facts = {**facts, "eval_time_seconds": seconds}
+        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", not_scored(path))
+        self.score, seconds = score_artifact(trainer, pl_module, written.artifact, path)
+        self._facts = {
+            "artifact": str(path),
+            "bytes_model": written.num_bytes,
+            "bytes_code": bytes_code,
+            "bytes_total": written.num_bytes + bytes_code,
+            "eval_time_seconds": seconds,
+        }
         self._announce(trainer, self.float_score, self.score)
+
+    @torch.no_grad()
+    def quantize(self, trainer: Trainer, network: GPT, calibrated: Quantizer | None = None) -> dict[str, StoredTensor]:
+        """The weights as the artifact will hold them, the same on every rank; calibrates the quantizer if needed.
+
+        Args:
+            trainer: The run.
+            network: The network.
+            calibrated: A quantizer that was calibrated on these weights, to share its calibration if possible.
+
+        Raises:
+            UserError: A weight cannot be stored, or the training data for the calibration cannot be read.
+        """
+        is_shared = calibrated is not None and self.quantizer.share_calibration(calibrated)
+        if self.quantizer.calibration_batches and not is_shared:
+            self._calibrate(trainer, network)
+        storages = {name: rule.kind for name, rule in assign(network.shapes(), self.rules).items()}
+        return store(dict(network.named_parameters()), storages, self.quantizer)
+
+    def write(self, trainer: Trainer, network: GPT, stored: Mapping[str, StoredTensor], path: Path) -> Written:
+        """Write the artifact on rank 0, and read it back on every rank.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        settings = dataclasses.asdict(network.config)
+
+        def write() -> bytes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_artifact(path, settings, stored, self.rules)
+            return read_user_file(path, MAX_FILE_BYTES)
+
+        # Every rank gets the file's bytes, since another node may not see this one's disk.
+        data = _on_rank_zero(trainer, write)
+        artifact = parse_artifact(data, path)
+        assert artifact.settings == settings, "it must describe the network it holds"
+        return Written(artifact, len(data))
 
     def _calibrate(self, trainer: Trainer, network: GPT) -> None:
         """Let the quantizer see the weights to export at work on training data, in the precision of validations."""
         num_batches = self.quantizer.calibration_batches
-        if num_batches:
-            started = time.perf_counter()
-            with trainer.precision_plugin.val_step_context():
-                self.quantizer.calibrate(network, data_of(trainer).calibration_batches(num_batches))
-            seconds = time.perf_counter() - started
-            find(trainer, Clock).charge(seconds)
-            announce(
-                trainer, "export", f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
-            )
+        started = time.perf_counter()
+        batches = tqdm(
+            data_of(trainer).calibration_batches(num_batches),
+            desc="calibrating",
+            total=math.ceil(num_batches / trainer.world_size),
+            disable=not shows_progress(trainer),
+            leave=False,
+            unit="batch",
+        )
+        with trainer.precision_plugin.val_step_context():
+            self.quantizer.calibrate(network, batches)
+        seconds = time.perf_counter() - started
+        clock = find(trainer, Clock)
+        clock.charge(seconds)
+        words = f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
+        announce(trainer, "export", f"{words}, elapsed {clock.elapsed:.3f} s")
 
-    @torch.no_grad()
-    def _store(self, network: GPT) -> dict[str, StoredTensor]:
-        """The weights as the artifact will hold them, the same on every rank."""
-        rules = assign(network.shapes(), self.rules)
-        storages = {name: rule.kind for name, rule in rules.items()}
-        return store(dict(network.named_parameters()), storages, self.quantizer)
+    def _save_floats(self, trainer: Trainer, path: Path, network: GPT, stored: Mapping[str, StoredTensor]) -> None:
+        """Write the float weights beside the artifact or in the spare folder, and log how the artifact will hold them.
 
-    def _write(
-        self,
-        trainer: Trainer,
-        path: Path,
-        float_state: Mapping[str, Tensor],
-        stored: Mapping[str, StoredTensor],
-        config: GPTConfig,
-    ) -> bytes:
-        """Write the artifact and the float weights, log the tensors, and read the artifact's bytes back."""
-        settings = dataclasses.asdict(config)
+        Raises:
+            UserError: Only the spare folder took them, or not even that.
+        """
+        floats = dict(network.named_parameters())
+        settings = dataclasses.asdict(network.config)
         try:
-            write_artifact(path, settings, stored, self.rules)
-            write_weights(path.with_suffix(WEIGHTS_SUFFIX), settings, float_state)
+            write_weights(path.with_suffix(WEIGHTS_SUFFIX), settings, floats)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
             reason = f"The export to {path.parent} failed ({error.__cause__.strerror})"
-            raise UserError(f"{reason}; {self._save_elsewhere(path, settings, float_state)}.") from error
-        _log_tensors(trainer, float_state, stored)
-        return read_user_file(path, MAX_FILE_BYTES)
+            raise UserError(f"{reason}; {self._save_elsewhere(path, settings, floats)}.") from error
+        _log_tensors(trainer, floats, stored)
 
-    def _save_elsewhere(self, path: Path, settings: dict[str, Any], float_state: Mapping[str, Tensor]) -> str:
+    def _save_elsewhere(self, path: Path, settings: dict[str, Any], floats: Mapping[str, Tensor]) -> str:
         """Save the float weights in the spare folder; returns what became of them and what to do, as a clause."""
         remedy = "make room and give the same command with --ckpt_path last"
         try:
             folder = Path(tempfile.mkdtemp(prefix="golf-", dir=self.spare_folder))
             spare = folder / path.with_suffix(WEIGHTS_SUFFIX).name
-            write_weights(spare, settings, float_state)
+            write_weights(spare, settings, floats)
         except (OSError, UserError):
             where = self.spare_folder or tempfile.gettempdir()
             return f"the float weights could not be saved in {where} (export.spare_folder) either; {remedy}"
         return f"the float weights are in {spare} (export.spare_folder chooses the place); to export them, {remedy}"
-
-    def _sizes(self, bytes_model: int) -> dict[str, int]:
-        bytes_code = self.count_code()
-        return {"bytes_model": bytes_model, "bytes_code": bytes_code, "bytes_total": bytes_model + bytes_code}
 
     def _announce(self, trainer: Trainer, before: Score, after: Score) -> None:
         facts = self._facts
@@ -182,6 +230,7 @@ class Export(Reporter):
             f"float weights val_loss {before.loss:.8f} val_bpb {before.bits_per_byte:.8f}",
             f"artifact val_loss {after.loss:.8f} val_bpb {after.bits_per_byte:.8f} scored in "
             f"{facts['eval_time_seconds']:.3f} s",
+            *data_of(trainer).scorer.describe(),
         ):
             announce(trainer, "export", sentence)
         rank_zero_info(
@@ -216,12 +265,57 @@ class Export(Reporter):
         }
 
     def describe(self, trainer: Trainer) -> list[str]:
-        """How weights are stored."""
+        """How weights are stored, and what the scorer did other than scoring."""
         stored: dict[str, list[str]] = {}
         for rule in self.rules:
             stored.setdefault(rule.storage, []).append(rule.names)
         listed = "; ".join(f"{storage}: {', '.join(names)}" for storage, names in stored.items())
-        return [f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed})."]
+        return [
+            f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed}).",
+            *data_of(trainer).scorer.describe(),
+        ]
+
+
+def not_scored(path: Path) -> str:
+    """What to tell the user of an artifact whose scoring a signal has ended, as a clause."""
+    return f"{path} is whole, but not scored; score it with validate --artifact {path}"
+
+
+def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artifact, path: Path) -> tuple[Score, float]:
+    """Score an artifact's weights as a run's result; the network has its own again afterward.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module whose network takes the weights.
+        artifact: What was written.
+        path: Where it was written.
+
+    Returns:
+        The score and the seconds it took.
+    """
+    network = network_of(pl_module)
+    floats = {name: p.detach().clone() for name, p in network.named_parameters()}
+    network.load_state_dict(load_state(artifact.tensors))
+    scored = score_result(trainer, pl_module, "scoring the artifact", not_scored(path))
+    network.load_state_dict(floats)
+    return scored
+
+
+def _on_rank_zero(trainer: Trainer, work: Callable[[], Result]) -> Result:
+    """Do something on rank 0 and return its result on every rank.
+
+    A UserError is raised on every rank, since the others would otherwise wait forever.
+    """
+    result: Result | UserError | None = None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except UserError as caught:
+            result = caught
+    result = trainer.strategy.broadcast(result)
+    if isinstance(result, UserError):
+        raise result
+    return cast(Result, result)
 
 
 def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
@@ -232,11 +326,10 @@ def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[
     ]
     metrics = {}
     for (name, tensor), num_bytes in zip(stored.items(), coded_sizes(list(stored.values())), strict=True):
-        weight = state[name].float()
-        error = ((tensor.dequantize().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+        error = tensor.relative_error(state[name])
         metrics[f"export_error/{name}"] = error
         metrics[f"export_bytes/{name}"] = num_bytes
-        rows.append(f"| {name} | {tensor.storage} | {weight.numel():,} | {num_bytes:,.0f} | {error:.2e} |")
+        rows.append(f"| {name} | {tensor.storage} | {tensor.values.numel():,} | {num_bytes:,.0f} | {error:.2e} |")
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger):

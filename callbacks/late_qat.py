@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.clock import Clock
 from callbacks.common import Reporter, Variant, announce, find, network_of, starts_step
@@ -45,12 +46,12 @@ class LateQAT(Reporter):
         self.start_seconds: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a quantizer whose codes the weights alone do not decide.
+        """Refuse to train for a quantizer whose codes the weights alone do not decide.
 
         Raises:
             UserError: The quantizer is calibrated.
         """
-        if self.start_fraction < 1 and self.quantizer.calibration_batches:
+        if stage == TrainerFn.FITTING and self.start_fraction < 1 and self.quantizer.calibration_batches:
             raise UserError(
                 f"late QAT cannot fake what {type(self.quantizer).__name__} stores, which depends on its calibration; "
                 "set late_qat.start_fraction to 1 (never), or export.quantizer to Nearest."
@@ -81,8 +82,8 @@ class LateQAT(Reporter):
         network_of(pl_module).disable_fake_quantization()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Turn fake quantization back on."""
-        if self.active and not trainer.sanity_checking:
+        """Turn fake quantization back on in a fit."""
+        if self.active and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._enable(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
-from callbacks.common import Event, data_of, ends_step, find, reporters
+from callbacks.common import Event, data_of, ends_step, find, mean_over_ranks, reporters
 from components.errors import UserError
 
 
@@ -73,9 +73,8 @@ class Monitor(Callback):
         self._unseen.append(_Step(trainer.global_step, self._step_loss, norm, rates))
         self._step_loss = None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            losses = trainer.strategy.reduce(self._stacked(), reduce_op="mean")
-            self.loss, norm_value = self._look(trainer, losses)
-            self._log(trainer, self.loss, norm_value)
+            self.loss, norm_of_step = self._look(trainer, mean_over_ranks(self._stacked()))
+            self._log(trainer, self.loss, norm_of_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the steps after the last logged one, before the run's result is made from them.
@@ -84,7 +83,7 @@ class Monitor(Callback):
             UserError: The loss or the gradient norm of one of them is not finite.
         """
         if self._unseen:
-            self._look(trainer, trainer.strategy.reduce(self._stacked(), reduce_op="mean"))
+            self._look(trainer, mean_over_ranks(self._stacked()))
 
     def check(self, trainer: Trainer) -> None:
         """Look at this rank's losses and the gradient norms, which all ranks share, without asking other ranks.
@@ -103,7 +102,8 @@ class Monitor(Callback):
 
     def _stacked(self) -> Tensor:
         """Losses and gradient norms of the steps nobody has looked at, [2, steps]."""
-        return torch.stack([value for step in self._unseen for value in (step.loss, step.gradient_norm)]).view(-1, 2).T
+        losses, norms = ([step.loss for step in self._unseen], [step.gradient_norm for step in self._unseen])
+        return torch.stack([*losses, *norms]).view(2, -1)
 
     def _look(self, trainer: Trainer, values: Tensor) -> tuple[float, float]:
         """Wait for the device, and return the last step's loss and gradient norm."""

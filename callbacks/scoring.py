@@ -71,11 +71,15 @@ def score_result(trainer: Trainer, pl_module: LightningModule, title: str, done:
     started = time.perf_counter()
     scoring = data_of(trainer).final_pass(title)
     find(trainer, Signals).may_end(scoring, done)
-    show_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
     pl_module.eval()
     with trainer.precision_plugin.val_step_context():
-        score = scoring.run(network_of(pl_module), show_progress)
+        score = scoring.run(network_of(pl_module), shows_progress(trainer))
     return score, time.perf_counter() - started
+
+
+def shows_progress(trainer: Trainer) -> bool:
+    """Whether this rank shows progress bars."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def score_summary(score: Score) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, Artifact
 from components.command import run_command
 from components.files import read_user_file
@@ -16,11 +18,15 @@ from components.quantization import StoredTensor
 from components.weight_coding import coded_sizes
 
 
-def describe(path: Path) -> str:
+def describe(path: Path, floats: Mapping[str, Tensor] | None = None) -> str:
     """The settings of the artifact at `path`, a table of its tensors, its size against the cap, and checksums.
 
     A tensor's bytes are its share of the coded values. A public file is compressed in one piece, so its tensors' bytes
     are counted before compression.
+
+    Args:
+        path: The artifact.
+        floats: The weights that it was made from, by name, to show how far each tensor is from them.
 
     Raises:
         UserError: as `read_any_artifact`.
@@ -33,7 +39,7 @@ def describe(path: Path) -> str:
             f"{path}: {'public format' if artifact.settings is None else 'artifact'}",
             *_settings_lines(artifact),
             "",
-            *_tensor_lines(artifact, len(data)),
+            *_tensor_lines(artifact, len(data), floats),
             "",
             f"{len(data):,} bytes, {margin} the cap of {MAX_BYTES:,} for artifact and code",
             f"sha256 of the file     {hashlib.sha256(data).hexdigest()}",
@@ -86,7 +92,7 @@ def _settings_lines(artifact: Artifact) -> list[str]:
     return lines
 
 
-def _tensor_lines(artifact: Artifact, file_bytes: int) -> list[str]:
+def _tensor_lines(artifact: Artifact, file_bytes: int, floats: Mapping[str, Tensor] | None) -> list[str]:
     tensors = artifact.tensors
     if artifact.settings is None:
         title, sizes = "raw bytes", [float(tensor.num_bytes) for tensor in tensors.values()]
@@ -97,11 +103,17 @@ def _tensor_lines(artifact: Artifact, file_bytes: int) -> list[str]:
         for (name, tensor), size in zip(tensors.items(), sizes, strict=True)
     ]
     rows.append(("all tensors", "", "", sum(row[3] for row in rows), sum(sizes)))
+    errors = {} if floats is None else {name: tensor.relative_error(floats[name]) for name, tensor in tensors.items()}
     width = max(len(row[0]) for row in rows)
     lines = [f"{'tensor':<{width}}  {'type':<7}  {'shape':>10}  {'weights':>10}  {title:>10}  bits per weight"]
+    if errors:
+        lines[0] += "  relative error"
     for name, storage, shape, weights, size in rows:
         bits = f"{8 * size / weights:.3f}" if weights else "-"
-        lines.append(f"{name:<{width}}  {storage:<7}  {shape:>10}  {weights:>10,}  {round(size):>10,}  {bits:>15}")
+        error = f"  {errors[name]:>14.2e}" if name in errors else ""
+        lines.append(
+            f"{name:<{width}}  {storage:<7}  {shape:>10}  {weights:>10,}  {round(size):>10,}  {bits:>15}{error}"
+        )
     if artifact.settings is not None:
         rest = file_bytes - sum(sizes)
         lines.append(f"{'header, statistical model, coder states':<{width + 31}}  {round(rest):>12,}")

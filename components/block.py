@@ -5,7 +5,7 @@ Shape suffixes: B sequences, T positions, S of them wanted (the last ones), C mo
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from components.attention import Attention
 from components.layers import rms_norm
 from components.mlp import MLP
+
+if TYPE_CHECKING:
+    from components.generation import StepCache
 
 
 class LayerOrder(NamedTuple):
@@ -66,7 +69,15 @@ class Block(nn.Module):
         normed_BTC = rms_norm(x_BTC)
         return normed_BTC if self.norm_scale == 1 else self.norm_scale * normed_BTC
 
-    def forward(self, x_BTC: Tensor, x0_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_wanted: int) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        x0_BTC: Tensor,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        num_wanted: int,
+        cache: StepCache | None = None,
+    ) -> Tensor:
         """One step of the residual stream for the last ``num_wanted`` positions S, [B, S, C].
 
         Args:
@@ -75,11 +86,12 @@ class Block(nn.Module):
             cos_TR: Cosines of the rotary embedding, [T, R / 2].
             sin_TR: Its sines.
             num_wanted: Positions needed after this step; keys and values are of all T.
+            cache: Keys and values of the positions before, which these T join.
         """
         mix = self.resid_mix.to(x_BTC.dtype)
         x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC
         normed_BTC = self._norm(x_BTC)
-        attended_BSC = self.attn(normed_BTC, cos_TR, sin_TR, num_wanted)
+        attended_BSC = self.attn(normed_BTC, cos_TR, sin_TR, num_wanted, cache)
         x_BSC = x_BTC[:, -num_wanted:] + self.attn_scale.to(x_BTC.dtype) * attended_BSC
         mlp_input_BSC = normed_BTC[:, -num_wanted:] if self.parallel else self._norm(x_BSC)
         return x_BSC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(mlp_input_BSC)

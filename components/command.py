@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from components.errors import UserError
+from components.errors import UserError, describe_os_error
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -13,7 +13,7 @@ def run_command(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        _fail(describe_os_error(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -11,3 +11,8 @@ class UserError(ValueError):
 
 class LostRankError(UserError):
     """Another rank of the run is gone or does not answer, so nothing that all ranks do together can be done anymore."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, and for which file."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -1,6 +1,7 @@
 """Atomic file writes, and files that a user names."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +43,26 @@ def read_user_file(path: Path, max_bytes: int) -> bytes:
     """The bytes of a model's file that the user named.
 
     Raises:
-        UserError: it cannot be read, or has more than ``max_bytes``.
+        UserError: it cannot be read, is a pipe or a device, or has more than ``max_bytes``.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(max_bytes + 1) if is_plain else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file that a fit left.") from error
+    except ValueError as error:  # a NUL, or a character that no file name can have
+        raise UserError(f"{str(path)!r} cannot be read ({error}); give a file that a fit left.") from error
+    if not is_plain:
+        raise UserError(f"{path} is a pipe or a device, so it is not a model; give a file that a fit left.")
     if len(data) > max_bytes:
         raise UserError(f"{path} has over {max_bytes:,} bytes, so it is not a model; give a file that a fit left.")
     return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to would otherwise block forever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_user_file(path: Path, data: bytes) -> None:

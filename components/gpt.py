@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,17 @@ from components.mlp import MLP
 from components.quantization import Quantizer
 from components.storage import StorageRule, assign
 
+if TYPE_CHECKING:
+    from components.generation import Cache
+
 MAX_STEPS = 1024
 """The most blocks that a forward pass may run; more is a mistake or a malicious file."""
+
+MAX_SIZE = 1 << 20
+"""The largest width or table that a network may have; more is a mistake or a malicious file."""
+
+DEFAULT_POSITIONS = 2048
+"""Positions of a network until `GPT.reserve_positions` asks for others: the records' sequence length."""
 
 Smear = Literal["static", "content", "none"]
 
@@ -101,20 +110,28 @@ class GPTConfig:
         """Reject impossible settings.
 
         Raises:
-            UserError: A setting is out of its range, or contradicts another.
+            UserError: A setting is of another type or out of its range, or contradicts another.
         """
+        for name, hint in get_type_hints(GPTConfig).items():
+            _check_type(name, getattr(self, name), hint)
         self._check_sizes()
         self._check_layers()
-        if self.smear not in get_args(Smear):
-            raise UserError(f"model.smear is {self.smear!r}; set it to one of {', '.join(get_args(Smear))}.")
 
     def _check_sizes(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; set it to at least 1.")
+        for name in ("vocab_size", "model_dim", "bigram_vocab_size", "bigram_dim"):
+            if getattr(self, name) > MAX_SIZE:
+                raise UserError(f"model.{name} is {getattr(self, name):,}; set it to at most {MAX_SIZE:,}.")
         for name in ("mlp_mult", "tied_embed_init_std", "logit_softcap", "rope_base"):
             if getattr(self, name) <= 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; set it above 0.")
+        if not 1 <= self.mlp_mult * self.model_dim <= MAX_SIZE:
+            raise UserError(
+                f"model.mlp_mult {self.mlp_mult} times model.model_dim {self.model_dim} is {self.hidden_dim:,} "
+                f"channels; make it 1 to {MAX_SIZE:,}."
+            )
         if self.model_dim % (2 * self.num_heads):
             raise UserError(
                 f"model.model_dim {self.model_dim} over model.num_heads {self.num_heads} gives no heads of "
@@ -129,6 +146,11 @@ class GPTConfig:
             raise UserError(
                 f"model.bigram_vocab_size {self.bigram_vocab_size} with model.bigram_dim {self.bigram_dim} cannot "
                 "make a table; use at least 2 rows of 1 channel, or model.bigram_vocab_size 0 for no table."
+            )
+        if not -1 <= self.bos_id < self.vocab_size:
+            raise UserError(
+                f"model.bos_id is {self.bos_id}; set it to an id below model.vocab_size {self.vocab_size}, or to -1 "
+                "for a vocabulary without one."
             )
         if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:
             raise UserError(
@@ -179,6 +201,11 @@ class GPTConfig:
         """Width of a query, key or value head, in channels."""
         return self.model_dim // self.num_heads
 
+    @property
+    def hidden_dim(self) -> int:
+        """Width of an MLP between its two products, in channels."""
+        return int(self.mlp_mult * self.model_dim)
+
     def layer_order(self, looping: bool) -> LayerOrder:
         """Which layer each step of a forward pass runs.
 
@@ -216,6 +243,24 @@ class GPTConfig:
         return f"{', '.join(parts)}; a vocabulary of {self.vocab_size:,} pieces"
 
 
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Reject a setting that is not of its declared type; a file may hold anything.
+
+    Raises:
+        UserError: It is of another type, or a number that float32 cannot represent.
+    """
+    types = get_args(hint) or (hint,)
+    if isinstance(types[0], str):
+        if value not in types:
+            raise UserError(f"model.{name} is {value!r}; set it to one of {', '.join(types)}.")
+    elif float in types:
+        if type(value) not in (int, float) or not abs(value) <= torch.finfo(torch.float32).max:
+            raise UserError(f"model.{name} is {value!r}; set it to a finite number.")
+    elif type(value) not in types:
+        wanted = "true or false" if bool in types else "a whole number"
+        raise UserError(f"model.{name} is {value!r}; set it to {wanted}.")
+
+
 def _smear(config: GPTConfig) -> SmearGate | ContentSmearGate | None:
     if config.smear == "static":
         return SmearGate(config.model_dim, config.smear_across_documents, config.bos_id)
@@ -233,7 +278,7 @@ def _block(config: GPTConfig, layer: int) -> Block:
     )
     return Block(
         attention,
-        MLP(config.model_dim, int(config.mlp_mult * config.model_dim), config.mlp_leak),
+        MLP(config.model_dim, config.hidden_dim, config.mlp_leak),
         config.model_dim,
         norm_scale=1 / math.sqrt(layer + 1) if config.ln_scale else 1.0,
         parallel=config.parallel_from is not None and layer >= config.parallel_from,
@@ -246,9 +291,13 @@ class GPT(nn.Module):
     Attributes:
         looping: Whether forward passes run the looped layer order. On from the start if the configuration has a loop,
             so that a network is scored as described; training that begins without the loop turns it off.
+        rotary_cos: Cosines of the rotary embedding, float32 [reserved positions, rotated channels / 2]; not saved.
+        rotary_sin: Their sines.
     """
 
     optimizer_groups: ClassVar = {"skip_weights": "scalars", "skip_gates": "scalars"}
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -272,7 +321,20 @@ class GPT(nn.Module):
         )
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
+        self.reserve_positions(DEFAULT_POSITIONS)
         self._initialize()
+
+    def reserve_positions(self, num_positions: int) -> None:
+        """Make room for sequences of up to ``num_positions`` tokens; call before compiling.
+
+        The rotary tables are buffers because a compiler would otherwise compute their sines inside every kernel that
+        rotates.
+        """
+        channels = self.config.rope_dims or self.config.head_dim
+        device = self.tok_emb.weight.device
+        cos, sin = rotary_tables(num_positions, channels, self.config.rope_base, device)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
 
     def _initialize(self) -> None:
         if self.lm_head is None:
@@ -322,39 +384,50 @@ class GPT(nn.Module):
         """The shape of each parameter, by its name."""
         return {name: p.shape for name, p in self.named_parameters()}
 
-    def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
-        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
-        x = self.head_input(input_ids_BT, num_scored)
+    def stream_dtype(self) -> torch.dtype:
+        """The dtype of the residual stream: autocast's, if it is on."""
+        weight = self.tok_emb.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
+
+    def logits(self, input_ids_BT: Tensor, num_scored: int, cache: Cache | None = None) -> Tensor:
+        """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V].
+
+        Args:
+            input_ids_BT: The text.
+            num_scored: Positions whose logits are wanted.
+            cache: What earlier calls computed for a beginning of the same text; this one adds the rest.
+        """
+        x = self.head_input(input_ids_BT, num_scored, cache)
         head = seen_weight(self.tok_emb if self.lm_head is None else self.lm_head)
         z = F.linear(x, head.to(x.dtype)).float()
         return self.config.logit_softcap * torch.tanh(z / self.config.logit_softcap)
 
-    def head_input(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
+    def head_input(self, input_ids_BT: Tensor, num_scored: int, cache: Cache | None = None) -> Tensor:
         """The head's input for the last ``num_scored`` positions S, [B, S, C].
 
         The last step's queries and MLP are computed for those positions only. This is exact, because nothing else uses
         the others.
         """
-        device = input_ids_BT.device
-        dtype = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else self.tok_emb.weight.dtype
-        )
-        x0 = x = self._embed(input_ids_BT, dtype)
-        num_positions, rotated = input_ids_BT.size(1), self.config.rope_dims or self.config.head_dim
-        cos, sin = rotary_tables(num_positions, rotated, self.config.rope_base, device)
-        cos, sin = cos.to(dtype), sin.to(dtype)
+        num_positions = input_ids_BT.size(1)
+        assert num_positions <= len(self.rotary_cos), f"reserve_positions for sequences of {num_positions} tokens"
+        start = 0 if cache is None else cache.num_positions
+        num_new = num_positions - start
+        # A position's embedding depends on the two before it: smearing mixes in the one before, whose pair has another.
+        x0 = x = self._embed(input_ids_BT[:, max(start - 2, 0) :], self.stream_dtype())[:, -num_new:]
+        cos, sin = self.rotary_cos[start:num_positions], self.rotary_sin[start:num_positions]
         encoder, decoder = self.config.layer_order(self.looping)
+        caches = [None] * (len(encoder) + len(decoder)) if cache is None else cache.steps
         skips: list[Tensor] = []
-        for layer in encoder:
-            x = self.blocks[layer](x, x0, cos, sin, num_positions)
+        for layer, step_cache in zip(encoder, caches, strict=False):
+            x = self.blocks[layer](x, x0, cos, sin, num_new, step_cache)
             skips.append(x)
         for step, layer in enumerate(decoder):
             if skips:
                 x = self._join(x, skips.pop(), step)
             last = step == len(decoder) - 1
-            x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_positions)
+            x = self.blocks[layer](x, x0, cos, sin, num_scored if last else num_new, caches[len(encoder) + step])
         return rms_norm(x)
 
     def _embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -382,6 +455,34 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), target_ids_BS.flatten(), reduction="none").view_as(target_ids_BS)
 
 
+def shapes_of(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shape of each parameter of a network with these settings, by its name, without allocating any."""
+    with torch.device("meta"):
+        return GPT(config).shapes()
+
+
+def check_shapes(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights that were read from a file are those of a network.
+
+    Args:
+        shapes: The shape of each of the network's parameters, by name.
+        weights: Float weights by name.
+        source: The file, for the error message.
+
+    Raises:
+        UserError: The weights are of another network.
+    """
+    found = {name: weight.shape for name, weight in weights.items()}
+    differing = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        here, there = (list(known[name]) if name in known else "none" for known in (shapes, found))
+        raise UserError(
+            f"{source} holds the weights of another network: {name} is {there} there and {here} in the "
+            "configuration's network; give the model settings that it was trained with."
+        )
+
+
 def load_weights(network: GPT, weights: Mapping[str, Tensor], source: str) -> None:
     """Load weights that were read from a file into a network.
 
@@ -393,14 +494,5 @@ def load_weights(network: GPT, weights: Mapping[str, Tensor], source: str) -> No
     Raises:
         UserError: The weights are of another network.
     """
-    expected = network.shapes()
-    found = {name: weight.shape for name, weight in weights.items()}
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        here, there = (list(shapes[name]) if name in shapes else "none" for shapes in (expected, found))
-        raise UserError(
-            f"{source} holds the weights of another network: {name} is {there} there and {here} in the "
-            "configuration's network; give the model settings that it was trained with."
-        )
+    check_shapes(network.shapes(), weights, source)
     network.load_state_dict(weights)

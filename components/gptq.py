@@ -86,6 +86,13 @@ class GPTQ(Quantizer):
         """Collect the Hessians of the network's products."""
         self.hessians = collect_hessians(network, batches)
 
+    def share_calibration(self, other: Quantizer) -> bool:
+        """Take the Hessians of a GPTQ that saw as many batches."""
+        if not isinstance(other, GPTQ) or other.calibration_batches != self.calibration_batches:
+            return False
+        self.hessians = other.hessians
+        return True
+
     @torch.no_grad()
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:
         """Round calibrated matrices in batches of one shape, split over the ranks; round the rest to nearest.

@@ -86,6 +86,11 @@ class StoredTensor:
             return self.values.float()
         return _dequantize(self.values, self.scales.float())
 
+    def relative_error(self, weight: Tensor) -> float:
+        """Norm of the difference from the float weight, over that weight's norm; 0 for no error."""
+        weight = weight.detach().to(self.values.device, torch.float32)
+        return ((self.dequantize() - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+
 
 class Quantizer(ABC):
     """Decides the codes and scales of the matrices that an artifact stores.
@@ -108,6 +113,14 @@ class Quantizer(ABC):
             network: The network, with the weights to quantize.
             batches: int64 ids [B, T] on the network's device, this rank's share of `calibration_batches`.
         """
+
+    def share_calibration(self, other: Quantizer) -> bool:
+        """Take what another quantizer observed of the same network, if `calibrate` would observe just that.
+
+        Returns:
+            Whether this replaces `calibrate`.
+        """
+        return False
 
     @abstractmethod
     def quantize_all(self, matrices: Mapping[str, Tensor], storages: Mapping[str, Storage]) -> dict[str, StoredTensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from components.errors import UserError
 from components.scoring import BitsPerByte, Chunk, Score, WindowLoader
 
 
@@ -32,6 +34,9 @@ class Scorer:
 
         Returns:
             The totals over all ranks.
+
+        Raises:
+            UserError: The score is not a finite number.
         """
         metric = BitsPerByte().to(windows.device)
         chunks = windows.chunks(self.chunk_tokens)
@@ -44,6 +49,11 @@ class Scorer:
                 self.after_chunk(network, windows, chunk, is_last=chunk is chunks[-1])
         score = metric.compute()
         assert isinstance(score, Score)
+        if not math.isfinite(score.nats):
+            raise UserError(
+                f"The network's score is {score.nats}, because its weights or settings are damaged or its training "
+                "diverged; score other weights, or train again with a lower learning rate."
+            )
         return score
 
     def after_chunk(self, network: nn.Module, windows: WindowLoader, chunk: Chunk, is_last: bool) -> None:
@@ -55,6 +65,10 @@ class Scorer:
     def summary(self) -> dict[str, Any]:
         """Entries for the run's record other than the score; none here."""
         return {}
+
+    def describe(self) -> list[str]:
+        """Sentences that tell a reader what it did other than scoring; none here."""
+        return []
 
 
 class SlidingWindows(Scorer):

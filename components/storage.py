@@ -94,7 +94,10 @@ RECIPE = (
     StorageRule("blocks.*.mlp.*.weight", "int5", qat=True),
     StorageRule("blocks.*.attn.*.weight", "int6", qat=True),
 )
-"""The recipe's rules: tables are rounded only at export; block matrices train as they will be stored."""
+"""The recipe's rules: tables are rounded only at export; block matrices train as they will be stored.
+
+They are the default for every network, so they may name parts that a network lacks; no other rule may.
+"""
 
 
 def keep_last_keys(num_blocks: int) -> tuple[StorageRule, ...]:
@@ -113,7 +116,7 @@ def assign(shapes: Mapping[str, Sequence[int]], rules: Iterable[StorageRule]) ->
         UserError: No rule matches a tensor, or one quantizes a tensor that is not a matrix.
     """
     rules = tuple(rules)
-    num_blocks = 1 + max((int(found[1]) for name in shapes if (found := _BLOCK.match(name))), default=-1)
+    num_blocks = _num_blocks(shapes)
     chosen = {}
     for name, shape in shapes.items():
         num_elements = math.prod(shape)
@@ -130,3 +133,28 @@ def assign(shapes: Mapping[str, Sequence[int]], rules: Iterable[StorageRule]) ->
             )
         chosen[name] = rule
     return chosen
+
+
+def refuse_idle_rules(shapes: Mapping[str, Sequence[int]], rules: Iterable[StorageRule]) -> None:
+    """Reject a rule that matches no tensor, by its name and size; only the recipe's own may.
+
+    Args:
+        shapes: Each tensor's shape by its name in the network.
+        rules: The rules.
+
+    Raises:
+        UserError: A rule matches nothing.
+    """
+    num_blocks = _num_blocks(shapes)
+    for rule in rules:
+        matches = (rule.fits(name, num_blocks, math.prod(shape)) for name, shape in shapes.items())
+        if rule not in RECIPE and not any(matches):
+            size = f" of at most {rule.at_most:,} elements" if rule.at_most else ""
+            raise UserError(
+                f"The storage rule for {rule.names} matches no weight{size} of this network; correct or remove it in "
+                "export.storage."
+            )
+
+
+def _num_blocks(names: Iterable[str]) -> int:
+    return 1 + max((int(found[1]) for name in names if (found := _BLOCK.match(name))), default=-1)

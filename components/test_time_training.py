@@ -140,6 +140,15 @@ class ScoreFirstTraining(Scorer):
             }
         }
 
+    def describe(self) -> list[str]:
+        """What it trained on, and when."""
+        num_targets = sum(end - first for first, end, _ in self._trained)
+        return [
+            f"Test-time training: {len(self._trained):,} chunks of {self.chunk_tokens:,} targets, {num_targets:,} "
+            f"targets in all, each trained on for {self.epochs} epochs at a learning rate from {self.lr:g} down, after "
+            "it was scored."
+        ]
+
 
 def _batches(ids: Tensor, seq_len: int, batch_seqs: int) -> Iterator[Tensor]:
     """Nonoverlapping sequences, each with the id that follows it, in batches of at most ``batch_seqs``."""

@@ -15,7 +15,10 @@ from components.artifact import MAX_ELEMENTS, Setting
 from components.errors import UserError
 from components.files import read_user_file, write_user_file
 
-MAX_FILE_BYTES = 4 * MAX_ELEMENTS + (1 << 20)
+MAX_HEADER_BYTES = 1 << 20
+"""Longer headers are rejected unparsed: a million tensors of one value would take gigabytes as objects."""
+
+MAX_FILE_BYTES = 4 * MAX_ELEMENTS + MAX_HEADER_BYTES
 """Larger files are rejected unread: an artifact could not hold that many values."""
 
 _SETTINGS = "settings"
@@ -54,9 +57,12 @@ def read_weights(path: Path) -> FloatWeights:
     """
     remedy = "give a .safetensors file of float weights"
     data = read_user_file(path, MAX_FILE_BYTES)
+    header_bytes = int.from_bytes(data[:8], "little")
     try:
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("its header is too long")
         weights = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(data[8 : 8 + header_bytes])
         written = (header.get("__metadata__") or {}).get(_SETTINGS)
         settings = None if written is None else json.loads(written)
     except Exception as error:  # unknown types and impossible shapes raise many error types
@@ -65,6 +71,8 @@ def read_weights(path: Path) -> FloatWeights:
         isinstance(settings, dict) and all(isinstance(value, Setting) for value in settings.values())
     ):
         raise UserError(f"The settings in the metadata of {path} are not a network's; {remedy}.")
+    if sum(weight.numel() for weight in weights.values()) > MAX_ELEMENTS:
+        raise UserError(f"{path} holds more than {MAX_ELEMENTS:,} values; {remedy}.")
     strangers = [name for name, weight in weights.items() if weight.dtype not in _FLOATS]
     if strangers:
         raise UserError(f"{path} holds {strangers[0]} as {weights[strangers[0]].dtype}; {remedy}.")

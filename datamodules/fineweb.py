@@ -73,6 +73,11 @@ class FineWeb(LightningDataModule):
         self._start_step = 0
         self._train_loader: StreamLoader | None = None
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that the network will see."""
+        return max(self.train_seq_len, self.scoring.seq_len)
+
     def setup(self, stage: str) -> None:
         """Open the data and set the trainer's gradient accumulation for the number of ranks.
 
@@ -198,7 +203,7 @@ class FineWeb(LightningDataModule):
         return self._train_loader.split(buffer)
 
     def summary(self) -> dict[str, Any]:
-        """What the run read: the shards, their order, and how many of their ids it trained on and scored.
+        """What the run read: the shards, their order, how many of their ids it trained on and scored, and by what.
 
         ``train_positions`` are the stream's positions before the first and after the last step, in ids.
         """
@@ -209,6 +214,7 @@ class FineWeb(LightningDataModule):
             "scoring_seq_len": self.scoring.seq_len,
             "scoring_stride": self.scoring.stride,
             "scoring_max_tokens": self.scoring.max_tokens,
+            "scorer": f"{type(self.scorer).__module__}.{type(self.scorer).__qualname__}",
         }
         facts |= self.scorer.summary()
         if self._train_loader is not None:

@@ -59,6 +59,8 @@ def open_shard(path: Path | str) -> TokenIds:
     path = Path(path)
     remedy = "delete it and download or prepare it again"
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"shard {path} is a pipe or a device, or a folder: {remedy}")
         num_bytes = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=HEADER_WORDS)
     except OSError as error:

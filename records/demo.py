@@ -1,7 +1,11 @@
-"""``make demo-record``: a record attempt at demo scale, from two seeds to an audited folder whose script runs alone."""
+"""``make demo-record``: a record attempt at demo scale, from its seeds to an audited folder whose script runs alone.
+
+``python -m records.demo --rung NAME`` does the same for a later record of the ladder, with one seed and 40 steps.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -9,6 +13,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +25,42 @@ from records.submission import SCRIPT_NAME
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".cache" / "demo"
 OUT = ROOT / "runs" / "demo_record"
+CONFIGS = ROOT / "configs"
+RECIPE = "record_10l"
 SEEDS = ("1337", "42")
 TRAIN_SECONDS = 45
 LARGEST_DIFFERENCE = 1e-6
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Sweep, pack, audit, and run the packed script in an environment with nothing but its requirements."""
+    parser = argparse.ArgumentParser(prog="python -m records.demo", description=__doc__)
+    rungs = sorted(path.stem for path in CONFIGS.glob("record_*.yaml"))
+    parser.add_argument("--rung", choices=rungs, default=RECIPE, help="the record to attempt (default: %(default)s)")
+    rung = parser.parse_args(arguments).rung
+    recipe = rung == RECIPE
+    overlays = ["demo"] if recipe else ["tiny", f"tiny_{rung}"]
+    seeds = SEEDS if recipe else SEEDS[:1]
+    budget = [f"--clock.max_seconds={TRAIN_SECONDS}"] if recipe else []
     started = time.perf_counter()
     shutil.rmtree(OUT, ignore_errors=True)
     _heading("Corpus: Python's own documentation and sources")
     build_corpus(DATA)
-    _heading(f"Sweep: seeds {' and '.join(SEEDS)}, {TRAIN_SECONDS} s of training each")
-    budget = ["--", f"--clock.max_seconds={TRAIN_SECONDS}", f"--data.path={DATA}"]
-    budget += [f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
-    configs = [f"--config={ROOT / 'configs' / name}" for name in ("record_10l.yaml", "demo.yaml")]
-    sweep.main([*configs, "--seeds", *SEEDS, f"--out={OUT / 'sweep'}", *budget])
+    _heading(f"Sweep: {rung}, seeds {' and '.join(seeds)}")
+    configs = [f"--config={CONFIGS / name}.yaml" for name in (rung, *overlays)]
+    data = [f"--data.path={DATA}", f"--data.tokenizer_path={DATA / 'tokenizer.model'}"]
+    sweep.main([*configs, "--seeds", *seeds, f"--out={OUT / 'sweep'}", "--", *budget, *data])
     _heading("Pack: the submission folder")
     folder = OUT / "submission"
     pack.main([str(OUT / "sweep"), f"--out={folder}", "--author=Demo", "--github-id=demo", "--track=demo"])
     _heading("Audit")
     audit.main([str(folder), f"--data={DATA}"])
     _heading("The packed script alone: in an empty folder, with nothing but its requirements")
-    _run_alone(folder)
+    _run_alone(folder, budget)
     print(f"\nDone in {time.perf_counter() - started:.0f} s; the folder is {folder}")
 
 
-def _run_alone(folder: Path) -> None:
+def _run_alone(folder: Path, budget: Sequence[str]) -> None:
     venv.create(OUT / "venv", with_pip=True)
     python = OUT / "venv" / "bin" / "python"
     install: list[str | Path] = [
@@ -69,7 +83,7 @@ def _run_alone(folder: Path) -> None:
     if abs(scored["val_bpb"] - claimed["val_bpb"]) > LARGEST_DIFFERENCE:
         sys.exit(f"error: the packed script scores {scored['val_bpb']}, but {claimed['val_bpb']} is claimed")
     torchrun: list[str | Path] = [python.with_name("torchrun"), "--standalone", "--nproc_per_node=1", SCRIPT_NAME]
-    _call(alone, *torchrun, f"--clock.max_seconds={TRAIN_SECONDS}")
+    _call(alone, *torchrun, *budget)
     trained = _summary(alone, 1)
     print(
         f"validate: {scored['val_bpb']:.6f} bits per byte, as claimed; torchrun: {trained['step_stop']} steps in "
@@ -96,4 +110,4 @@ def _heading(title: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(sys.argv[1:]))

@@ -128,6 +128,8 @@ class _Gathered:
             self._read_step(int(found[1]), found)
         elif found := _STOP.match(line) or _OUR_STOP.match(line):
             self._stop(int(found["step"]), found["time"], found["unit"])
+        elif (found := _CALIBRATED.match(line)) and self.stop is not None:
+            self.stop = Figure(found["time"]), 0.0
         elif found := _SCORING.match(line):
             self._read_scoring(found)
         elif found := _TOTAL_SCORING.match(line):
@@ -205,6 +207,8 @@ _STOP = re.compile(
     rf"stopping_early: wallclock_cap train_time: ?{_named('time')}(?P<unit>ms) step: ?(?P<step>\d{{1,18}})"
 )
 _OUR_STOP = re.compile(rf"stopped at step (?P<step>\d{{1,18}}), elapsed {_named('time')} (?P<unit>s)")
+_CALIBRATED = re.compile(rf"calibrated on .*, elapsed {_named('time')} s$")
+"""Reading training data after the last step takes training time."""
 _SCORING = re.compile(
     rf"(?P<label>[A-Za-z][\w -]*?)(?: stride:\d+)? val_loss[: ] ?{_named('loss')} val_bpb[: ] ?{_named('bpb')}"
     rf"(?:.*\beval_time: ?{_named('milliseconds')}ms| scored in {_named('seconds')} s)?"

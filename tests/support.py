@@ -111,13 +111,16 @@ def bytes_by_id(piece_bytes: torch.Tensor) -> ByteTable:
     return ByteTable(piece_bytes, torch.zeros_like(piece_bytes), torch.zeros_like(piece_bytes))
 
 
-def run(*command: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python command of the project in its own process, without any launcher's variables."""
-    scrubbed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+def run(
+    *command: str, timeout: float = 120, folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in its own process and a folder, by default the project's, without any launcher's variables."""
+    scrubbed = ("PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR")
+    scrubbed += ("MASTER_PORT", "PL_GLOBAL_SEED")
     kept = {name: value for name, value in os.environ.items() if name not in scrubbed}
     return subprocess.run(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=folder,
         env={**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment},
         capture_output=True,
         text=True,

@@ -208,6 +208,17 @@ def are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def need_record(run: Run) -> Mapping[str, Any]:
+    """The run's own record.
+
+    Raises:
+        Unknown: there is none.
+    """
+    if run.record is None:
+        raise Unknown("the folder has no record of what the run read (run_seed*.json)")
+    return run.record
+
+
 def recorded(run: Run, **kinds: Callable[[object], bool]) -> list[Any]:
     """Fields of the run's own record, each checked for its type.
 
@@ -215,12 +226,13 @@ def recorded(run: Run, **kinds: Callable[[object], bool]) -> list[Any]:
         Unknown: there is no record, or it lacks a field.
         Failed: a field has the wrong type.
     """
-    if run.record is None or not kinds.keys() <= run.record.keys():
-        raise Unknown("the folder has no record of what the run read (run_seed*.json)")
+    record = need_record(run)
+    if absent := kinds.keys() - record.keys():
+        raise Unknown(f"the run's record does not give {', '.join(sorted(absent))}")
     for name, is_kind in kinds.items():
-        if not is_kind(run.record[name]):
+        if not is_kind(record[name]):
             raise Failed(f"{name} in the run's record is not what it should be")
-    return [run.record[name] for name in kinds]
+    return [record[name] for name in kinds]
 
 
 def need_log(run: Run) -> TrainLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from records.audit import figure_checks, model_checks
+from records.audit import figure_checks, model_checks, scorer_checks
 from records.audit.case import Case, Check
 from records.audit.folder import Run
 from records.audit.verdicts import Failed, Look, State, Unknown, Verdict, Word, printable
@@ -26,6 +26,8 @@ GROUPS: tuple[tuple[Check, ...], ...] = (
         Check("trained on train", Word.RECORD, of_run=figure_checks.trained_on_train),
         Check("each target once", Word.RECORD, of_run=figure_checks.targets_once),
         Check("whole split", Word.RECORD, of_run=figure_checks.whole_split),
+        Check("score before update", Word.RECORD, of_run=scorer_checks.scored_before_trained),
+        Check("recorded scoring seconds", Word.RECORD, of_run=scorer_checks.recorded_scoring_seconds),
     ),
     (
         Check("seeds", Word.LOG, figure_checks.seeds),

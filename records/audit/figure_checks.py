@@ -154,7 +154,7 @@ def training_seconds(case: Case, run: Run) -> str:
     log = need_log(run)
     seconds, step = _known(log.train_seconds), log.step_seconds or 0.0
     said = f"{seconds:.3f} s of {MAX_TRAIN_SECONDS:.0f} s"
-    _only_on_the_track(case, log, said)
+    only_on_the_track(case, log, said)
     over = seconds - MAX_TRAIN_SECONDS
     if over <= 0:
         return said
@@ -169,7 +169,7 @@ def training_seconds(case: Case, run: Run) -> str:
 def scoring_seconds(case: Case, run: Run) -> str:
     """The log shows at most 600 s for the scoring whose result is claimed, on the track's hardware."""
     log = need_log(run)
-    scoring = _claimed_scoring(run)
+    scoring = claimed_scoring(run)
     seconds = _known(None if scoring is None else scoring.seconds)
     assert scoring is not None
     said = f"{seconds:.3f} s of {MAX_SCORING_SECONDS:.0f} s ({scoring.label})"
@@ -177,7 +177,7 @@ def scoring_seconds(case: Case, run: Run) -> str:
         f"{other.label} {other.seconds:.3f} s" for other in log.scorings if other is not scoring and other.seconds
     ]
     said += f"; besides: {', '.join(others)}" if others else ""
-    _only_on_the_track(case, log, said)
+    only_on_the_track(case, log, said)
     if seconds > MAX_SCORING_SECONDS:
         raise Failed(said)
     return said
@@ -189,7 +189,7 @@ def _known(seconds: float | None) -> float:
     return seconds
 
 
-def _only_on_the_track(case: Case, log: TrainLog, said: str) -> None:
+def only_on_the_track(case: Case, log: TrainLog, said: str) -> None:
     """The track's limits are of seconds on its hardware.
 
     Raises:
@@ -216,7 +216,7 @@ def _only_on_the_track(case: Case, log: TrainLog, said: str) -> None:
 def claims_are_the_logs(case: Case, run: Run) -> str:
     """Scores, steps and seconds in submission.json are those of the log, as rounded, and of the run's record."""
     log = need_log(run)
-    scoring = _claimed_scoring(run)
+    scoring = claimed_scoring(run)
     if not run.claims:
         raise Unknown("submission.json gives no results of this run")
     if not run.own_claims:
@@ -264,7 +264,7 @@ def _most(name: str) -> float:
     return 0 if name == "steps" else SECONDS_ROUNDING if name.endswith("seconds") else SCORE_ROUNDING
 
 
-def _claimed_scoring(run: Run) -> Scoring | None:
+def claimed_scoring(run: Run) -> Scoring | None:
     """The log's scoring that has the claimed score, or else its last; a log may hold some that were no success."""
     if run.log is None:
         return None

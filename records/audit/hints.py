@@ -19,6 +19,8 @@ _VALIDATION_DOCUMENTS = re.compile(r"val\w*[-_]docs|docs\w*[-_]val")
 _SPLIT_DOCUMENTS = 50_000
 """Documents of the validation split."""
 _MAX_PLACES = 8
+PLAIN_SCORER = "components.scorer.SlidingWindows"
+"""The scorer that only scores."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ Found = Iterator[tuple[int, str]]
 def read_hints(texts: Mapping[str, str], settings: Mapping[str, object]) -> list[Hint]:
     """All hints in a script's texts, by where each stands, and in its settings."""
     hints = []
-    if settings.get("model.smear_across_documents") is True:
+    if settings.get("model.smear_across_documents") is True and settings.get("model.smear") != "none":
         hints.append(Hint("gate across documents", "CONFIG", "smear_across_documents is true"))
+    scorer = str(settings.get("scorer.class_path", PLAIN_SCORER))
+    if scorer != PLAIN_SCORER:
+        hints.append(Hint("trained before scored", "CONFIG", f"the scorer is {scorer}"))
     for part, text in texts.items():
         tree = ast.parse(text)
         for question, search in QUESTIONS.items():

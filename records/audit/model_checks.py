@@ -16,6 +16,7 @@ from records.audit.case import Case, FolderCheck, Loaded, is_count
 from records.audit.contained import Ended, Limits
 from records.audit.folder import Artifact, Run
 from records.audit.hints import QUESTIONS
+from records.audit.scorer_checks import scorer_arguments
 from records.audit.verdicts import Failed, Look, Unknown
 
 SAME_PRECISION_BPB = 1e-4
@@ -192,7 +193,7 @@ def _claimed_params(case: Case, run: Run) -> int | float | None:
 
 
 def _validate_arguments(case: Case, run: Run) -> list[str]:
-    """What ``cli.py`` is told to score on: the data, this machine, and the windows of the run or of its script."""
+    """What ``cli.py`` is told to score on: the data, this machine, and the run's or its script's windows and scorer."""
     if case.data is None:
         raise Unknown("no data was given; give --data")
     assert case.tokenizer is not None
@@ -204,6 +205,7 @@ def _validate_arguments(case: Case, run: Run) -> list[str]:
         *(f"--data.path={case.data.resolve()}", f"--data.tokenizer_path={case.tokenizer.resolve()}"),
         *(f"--scoring.seq_len={seq_len}", f"--scoring.stride={stride}"),
         f"--scoring.max_tokens={most}",
+        *scorer_arguments(case, run),
         *("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto", "--model.compile=false"),
         f"--trainer.accelerator={'auto' if on_gpu else 'cpu'}",
         f"--trainer.precision={precision if on_gpu and precision in _PRECISIONS else '32-true'}",

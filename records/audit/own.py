@@ -34,22 +34,21 @@ def read(script: Path) -> dict[str, object]:
 
 
 def load(artifact: Path) -> dict[str, object]:
-    """What an artifact contains, or why it cannot be read; a network that it describes is built and loaded."""
+    """What an artifact contains, or why it cannot be read, such as shapes unlike those of the network it describes."""
     from components.errors import UserError
-    from components.gpt import GPT, GPTConfig
+    from components.gpt import GPTConfig, check_shapes, shapes_of
     from components.model_files import read_any_artifact
     from components.quantization import load_state
 
     try:
         found = read_any_artifact(artifact)
         state = load_state(found.tensors)
-        num_params = sum(weight.numel() for weight in state.values())
         if found.settings is not None:
-            network = GPT(GPTConfig(**found.settings))  # type: ignore[arg-type] # which then raises
-            network.load_state_dict(state)
-            num_params = sum(p.numel() for p in network.parameters())
-    except (UserError, TypeError, RuntimeError) as error:
+            shapes = shapes_of(GPTConfig(**found.settings))  # type: ignore[arg-type] # which then raises
+            check_shapes(shapes, state, str(artifact))
+    except (UserError, TypeError) as error:
         return {"why_not": " ".join(str(error).split())}
+    num_params = sum(weight.numel() for weight in state.values())
     return {"settings": found.settings, "num_tensors": len(state), "num_params": num_params}
 
 

@@ -205,7 +205,7 @@ def _modules(tree: ast.Module) -> dict[str, str]:
 
 
 def _config_settings(tree: ast.Module) -> dict[str, Setting]:
-    """The plain values in the sections of a packed script's CONFIG."""
+    """The plain values in the sections of a packed script's CONFIG; a class's arguments as its section's own."""
     import yaml  # type: ignore[import-untyped] # imported here: only this project's scripts need it
 
     text = next(
@@ -230,9 +230,14 @@ def _config_settings(tree: ast.Module) -> dict[str, Setting]:
         f"{section}.{name}": value
         for section, values in config.items()
         if isinstance(values, dict)
-        for name, value in values.items()
+        for name, value in {**values, **_arguments(values)}.items()
         if isinstance(value, Setting)
     }
+
+
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+    found = values.get("init_args")
+    return found if isinstance(found, dict) else {}
 
 
 def _hyperparameters(tree: ast.Module) -> dict[str, Setting]:

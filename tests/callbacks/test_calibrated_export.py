@@ -16,10 +16,12 @@ from components.storage import assign
 from components.weights_file import read_weights
 from datamodules.shards import find_shards
 from datamodules.stream import TokenStream
+from records.train_log import parse_log
 from tests.support import fit_arguments, summary_of
 
 SETTINGS = {"trainer.max_steps": 4, "warmup.steps": 1, "model.compile": "false", "late_qat.start_fraction": 1}
 CALIBRATED = {"export.quantizer": "GPTQ", "export.quantizer.calibration_batches": 3}
+TRAINING = {"scorer": "ScoreFirstTraining", "scorer.chunk_tokens": 256, "scorer.epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """The folder of a run's files, and that of its data."""
     folder = tmp_path_factory.mktemp("calibrated") / "runs"
     averaged = {"averaging": "ExponentialMean", "averaging.decay": 0.5}
-    main(fit_arguments(_corpus, folder, **SETTINGS, **CALIBRATED, **averaged))
+    main(fit_arguments(_corpus, folder, **SETTINGS, **CALIBRATED, **averaged, **TRAINING))
     return folder, _corpus
 
 
@@ -53,6 +55,17 @@ def test_the_file_holds_what_gptq_gives_on_the_streams_first_micro_batches(run: 
 
 def test_the_summary_names_the_average(run: tuple[Path, Path]) -> None:
     assert summary_of(run[0])["ema_decay"] == 0.5
+
+
+def test_log_and_record_say_how_long_it_calibrated_and_what_it_trained_on_after_scoring(run: tuple[Path, Path]) -> None:
+    text = (run[0] / "lightning_logs" / "version_0" / "train.log").read_text()
+    log, record = parse_log(text), summary_of(run[0])
+    assert log.train_seconds == pytest.approx(record["wallclock_seconds"], abs=5e-4)  # the calibration's included
+    [sentence] = [line for line in text.splitlines() if line.startswith("Test-time training")]
+    assert sentence.startswith("Test-time training: 3 chunks of 256 targets, 768 targets in all")
+    assert sentence in record["techniques"]
+    assert record["scorer"] == "components.test_time_training.ScoreFirstTraining"
+    assert record["test_time_training"]["trained"] == [[0, 256, 256], [256, 512, 512], [512, 768, 768]]
 
 
 def test_calibration_batches_of_0_are_refused_before_anything_is_trained(data_folder: Path, tmp_path: Path) -> None:

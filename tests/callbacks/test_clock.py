@@ -94,7 +94,39 @@ def test_the_end_of_the_epoch_stops_the_clock_for_good(time: Time) -> None:
     time.now += 1
     clock.on_train_epoch_end(trainer, None)
     time.now += 30
-    assert clock.summary(trainer) == {"wallclock_seconds": 3, "max_wallclock_seconds": 100}
+    assert clock.summary(trainer) == {
+        "wallclock_seconds": 3,
+        "max_wallclock_seconds": 100,
+        "overrun_seconds": 0,
+    }
+
+
+def test_a_run_that_overran_says_by_how_much(time: Time) -> None:
+    clock, trainer = Clock(max_seconds=20), trainer_of()
+    clock.on_train_start(trainer, None)
+    take_step(clock, trainer, time, 3)
+    take_step(clock, trainer, time, 18.5)
+    with pytest.warns(UserWarning, match=r"overrun its budget of 20 s by 1\.500 s, by a step that took longer than"):
+        clock.on_train_epoch_end(trainer, None)
+    assert clock.summary(trainer)["overrun_seconds"] == 1.5
+
+
+def test_a_calibration_longer_than_its_reserve_overruns_too(time: Time) -> None:
+    clock, trainer = Clock(max_seconds=20, reserve_seconds=5), trainer_of()
+    clock.on_train_start(trainer, None)
+    take_step(clock, trainer, time, 14)
+    clock.on_train_epoch_end(trainer, None)
+    with pytest.warns(UserWarning, match=r"by 2\.000 s, by work after its last step .* than clock\.reserve_seconds"):
+        clock.charge(8)
+    assert clock.summary(trainer)["overrun_seconds"] == 2
+
+
+def test_a_run_without_a_budget_of_seconds_overruns_nothing(time: Time) -> None:
+    clock, trainer = Clock(max_seconds=0), trainer_of()
+    clock.on_train_start(trainer, None)
+    take_step(clock, trainer, time, 1000)
+    clock.on_train_epoch_end(trainer, None)
+    assert clock.summary(trainer)["overrun_seconds"] == 0
 
 
 def test_micro_batches_are_read_once_a_step(time: Time) -> None:

@@ -55,7 +55,8 @@ def score(network: GPT) -> Score:
 
 
 def trainer_in(folder: Path, callbacks: Sequence[Any] = (), **settings: Any) -> SimpleNamespace:
-    data = SimpleNamespace(final_pass=lambda title: ScoringPass(windows(), SlidingWindows(), title))
+    scorer = SlidingWindows()
+    data = SimpleNamespace(final_pass=lambda title: ScoringPass(windows(), scorer, title), scorer=scorer)
     return trainer_of([*callbacks, Signals()], log_dir=str(folder), datamodule=data, **settings)
 
 
@@ -199,6 +200,15 @@ def test_a_weight_without_a_rule_is_refused_before_training(wide: GPTModule, tmp
     ):
         export.setup(trainer_in(tmp_path), wide, TrainerFn.FITTING)
     export.setup(trainer_in(tmp_path), wide, TrainerFn.VALIDATING)  # nothing is exported
+
+
+def test_a_rule_without_a_weight_is_refused_before_training(wide: GPTModule, tmp_path: Path) -> None:
+    export = export_of(storage=[*RECIPE, StorageRule("blocks.*.mpl.*", "int5")])
+    with pytest.raises(UserError, match=r"^The storage rule for blocks\.\*\.mpl\.\* matches no weight of this network"):
+        export.setup(trainer_in(tmp_path), wide, TrainerFn.FITTING)
+    with pytest.raises(UserError, match=r"^export\.keep_last_k_fp16 is 3 and the network has 2 blocks; set it to at "):
+        export_of(keep_last_k_fp16=3).setup(trainer_in(tmp_path), wide, TrainerFn.FITTING)
+    export_of(keep_last_k_fp16=2).setup(trainer_in(tmp_path), wide, TrainerFn.FITTING)
 
 
 def test_over_the_cap_it_says_by_how_much(exported: tuple[Export, Path], monkeypatch: pytest.MonkeyPatch) -> None:

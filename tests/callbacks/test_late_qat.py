@@ -5,10 +5,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.common import Event
 from callbacks.late_qat import LateQAT
 from components.errors import UserError
+from components.gptq import GPTQ
 from components.layers import Fakeable
 from components.quantization import Nearest, Quantizer, quantize
 from components.storage import RECIPE, Storage, StorageRule, keep_last_keys
@@ -169,6 +171,22 @@ def test_validation_sees_float_weights_and_training_goes_on_quantized(module: GP
     assert storages(module) == QUANTIZED
     late_qat.on_train_end(trainer, module)
     assert storages(module) == FLOAT
+
+
+def test_a_validate_of_its_checkpoint_leaves_the_network_in_float(module: GPTModule) -> None:
+    late_qat = LateQAT(start_fraction=0)
+    late_qat.load_state_dict({"start_step": 3, "start_seconds": 0.5})
+    trainer = trainer_of([clock_at(max_seconds=1), late_qat], state=SimpleNamespace(fn=TrainerFn.VALIDATING))
+    late_qat.on_validation_start(trainer, module)
+    late_qat.on_validation_end(trainer, module)
+    assert storages(module) == FLOAT
+
+
+def test_it_refuses_a_calibrated_quantizer_only_to_train(module: GPTModule) -> None:
+    late_qat = LateQAT(start_fraction=0.85, quantizer=GPTQ())
+    late_qat.setup(trainer_of(), module, TrainerFn.VALIDATING)
+    with pytest.raises(UserError, match="late QAT cannot fake what GPTQ stores"):
+        late_qat.setup(trainer_of(), module, TrainerFn.FITTING)
 
 
 def test_validation_before_the_switch_does_not_switch(module: GPTModule) -> None:

@@ -72,7 +72,6 @@ def test_it_logs_and_waits_for_the_device_only_every_so_many_steps() -> None:
     for _ in range(7):
         take_step(monitor, trainer, 1.0)
     assert list(logged(trainer)) == [3, 6]
-    assert trainer.strategy.reduce.call_count == 2
 
 
 def test_tokens_a_second_are_those_since_the_last_log() -> None:
@@ -127,10 +126,11 @@ def test_a_step_that_is_not_finite_ends_the_run_at_the_next_look_and_is_named(lo
     assert logged(trainer) == {}
 
 
-def test_a_loss_that_another_rank_finds_not_finite_ends_the_run_here_too() -> None:
+def test_a_loss_that_another_rank_finds_not_finite_ends_the_run_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor()
     trainer = trainer_with(monitor, clock_at())
-    trainer.strategy.reduce.side_effect = lambda values, reduce_op: values + torch.tensor([[math.nan], [0.0]])
+    others = torch.tensor([[math.nan], [1.0]])
+    monkeypatch.setattr("callbacks.monitor.mean_over_ranks", lambda values: (values + others) / 2)
     monitor.on_train_start(trainer, None)
     with pytest.raises(UserError, match=r"The loss is nan and the gradient norm 1\.0 at step 1"):
         take_step(monitor, trainer, 2.0)
@@ -146,7 +146,8 @@ def test_the_steps_after_the_last_logged_one_are_looked_at_when_training_ends() 
         monitor.on_train_epoch_end(trainer, None)
 
 
-def test_a_check_asks_no_other_rank() -> None:
+def test_a_check_asks_no_other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("callbacks.monitor.mean_over_ranks")
     monitor = Monitor()
     trainer = trainer_with(monitor, clock_at(), log_every_n_steps=3)
     monitor.on_train_start(trainer, None)
@@ -155,7 +156,6 @@ def test_a_check_asks_no_other_rank() -> None:
     take_step(monitor, trainer, math.nan)
     with pytest.raises(UserError, match="at step 2"):
         monitor.check(trainer)
-    assert trainer.strategy.reduce.call_count == 0
 
 
 def test_an_event_is_marked_as_text_at_its_step_even_between_logs() -> None:

@@ -1,6 +1,7 @@
 """Warm-up leaves no trace but compiled graphs."""
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,17 @@ from components.quantization import Nearest
 from components.scorer import ScoringPass, SlidingWindows
 from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
-from tests.callbacks.support import MLP_INT5, small_module, trainer_of
+from tests.callbacks.support import MLP_INT5, clock_at, small_module, trainer_of
 from tests.support import NARROW, FinishedRun, bytes_by_id, fit_arguments, random_ids
+
+
+@pytest.fixture(autouse=True)
+def _collect_as_before() -> Iterator[None]:
+    """Many tests here begin a training and do not end it."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -57,14 +67,24 @@ class Made(Reporter):
 
 
 def trainer_with(
-    module: GPTModule, optimizer: CompositeOptimizer, stride: int = 16, callbacks: Sequence[Callback] = ()
+    module: GPTModule,
+    optimizer: CompositeOptimizer,
+    stride: int = 16,
+    callbacks: Sequence[Callback] = (),
+    max_seconds: float = 0,
+    **settings: Any,
 ) -> SimpleNamespace:
     """A trainer whose strategy runs the module's own steps, and whose data has examples and nothing else to read."""
     example = random_ids(2, 16, seed=1), random_ids(2, 16, seed=2)
     trainer = trainer_of(
-        [LateQAT(rules=MLP_INT5), *callbacks],
+        [clock_at(max_seconds=max_seconds), LateQAT(rules=MLP_INT5), *callbacks],
         optimizers=[optimizer],
-        datamodule=SimpleNamespace(example_batch=lambda device: example, example_pass=lambda: scoring_pass(stride)),
+        datamodule=SimpleNamespace(
+            example_batch=lambda device: example,
+            example_pass=lambda: scoring_pass(stride),
+            train_batch_tokens=786_432,
+        ),
+        **settings,
     )
     trainer.strategy.training_step = module.training_step
     trainer.strategy.validation_step = module.validation_step
@@ -177,11 +197,66 @@ def test_fewer_steps_than_graphs_are_refused() -> None:
 def test_a_run_of_one_graph_needs_one_step() -> None:
     module = small_module()
     trainer = trainer_with(module, optimizer := module.configure_optimizers())
-    trainer.callbacks = [LateQAT(start_fraction=1)]
+    trainer.callbacks = [clock_at(), LateQAT(start_fraction=1)]
     trainer.strategy.training_step = Mock(side_effect=module.training_step)
     CompileWarmup(steps=1).on_train_start(trainer, module)
     trainer.strategy.training_step.assert_called_once()
     assert not optimizer.state_dict()["state"]
+
+
+def slow_steps(module: GPTModule, monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> None:
+    """Let forward and backward passes take these times in turn."""
+    now, left = [0.0], list(seconds)
+    monkeypatch.setattr("callbacks.warmup.time.perf_counter", lambda: now[0])
+
+    def note(*_: Any) -> None:
+        if module.network.training:
+            now[0] += left.pop(0)
+
+    module.network.register_forward_pre_hook(note)
+
+
+def test_it_shows_which_step_it_is_at(capfd: pytest.CaptureFixture[str]) -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers(), progress_bar_callback=object())
+    CompileWarmup(steps=3).on_train_start(trainer, module)
+    shown = capfd.readouterr().err
+    assert [f"warming up {i} of 3" in shown for i in range(1, 5)] == [True, True, True, False]
+    trainer.is_global_zero = False
+    CompileWarmup(steps=3).on_train_start(trainer, module)
+    assert "of 3" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_too_slow_for_the_budget_is_a_warning_at_once(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module()
+    module.compiled = compiled
+    trainer = trainer_with(module, module.configure_optimizers(), max_seconds=20, accumulate_grad_batches=8)
+    # 8 micro-batches of 35 s. The first pass of each of the two graphs may have compiled it.
+    slow_steps(module, monkeypatch, [35, 35, 35, 35])
+    warned_at = []
+    monkeypatch.setattr(
+        "callbacks.warmup.rank_zero_warn",
+        lambda sentence: warned_at.append((sentence, trainer.strategy.training_step.call_count)),
+    )
+    trainer.strategy.training_step = Mock(side_effect=module.training_step)
+    CompileWarmup(steps=4).on_train_start(trainer, module)
+    torch.compiler.set_stance("default")
+    [(sentence, num_steps)] = warned_at
+    assert num_steps == (2 if compiled else 1)
+    assert "A training step takes about 280 s" in sentence
+    assert "the budget of 20 s: make data.train_batch_tokens (786,432) or the network smaller" in sentence
+
+
+@pytest.mark.parametrize(("max_seconds", "seconds"), [(600, 7.4), (0, 1000)])
+def test_a_step_that_fits_the_budget_is_none(
+    max_seconds: float, seconds: float, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers(), max_seconds=max_seconds, accumulate_grad_batches=8)
+    slow_steps(module, monkeypatch, [seconds] * 2)
+    CompileWarmup(steps=2).on_train_start(trainer, module)
+    assert not [w for w in recwarn if "training step" in str(w.message)]
 
 
 def test_a_negative_number_of_steps_is_refused() -> None:
@@ -224,6 +299,18 @@ def test_afterward_every_graph_of_a_run_is_compiled_and_another_is_an_error() ->
 
     warmup.on_train_end(trainer, module)
     assert torch.isfinite(train_step(module, optimizer, longer))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_collector_leaves_alone_what_there_was_before_training_until_it_ends(steps: int) -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers())
+    warmup = CompileWarmup(steps=steps)
+    for end in (warmup.on_train_end, lambda *arguments: warmup.on_exception(*arguments, RuntimeError())):
+        warmup.on_train_start(trainer, module)
+        assert gc.get_freeze_count() > 10_000
+        end(trainer, module)
+        assert gc.get_freeze_count() == 0
 
 
 def test_an_error_leaves_the_process_free_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

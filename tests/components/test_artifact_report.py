@@ -37,6 +37,17 @@ def test_the_description_shows_settings_tensors_totals_and_checksums(small_file:
     assert f"sha256 of the weights  {weights_sha256(small_tensors())}" in lines
 
 
+def test_beside_the_float_weights_each_tensor_shows_its_error(small_file: Path) -> None:
+    floats = {name: tensor.dequantize() for name, tensor in small_tensors().items()}
+    floats["five"] = 1.25 * floats["five"]  # the file's values are a fifth short of these
+    lines = describe(small_file, floats).splitlines()
+    [heading] = [line for line in lines if line.startswith("tensor ")]
+    assert heading.endswith("bits per weight  relative error")
+    names = {line: line[: heading.index("type")].strip() for line in lines}  # some have spaces
+    error_of = {name: line.split()[-1] for line, name in names.items() if name in floats}
+    assert error_of == {name: "2.00e-01" if name == "five" else "0.00e+00" for name in floats}
+
+
 def test_the_description_shows_the_storage_rules_in_their_order(tmp_path: Path) -> None:
     rules = [
         StorageRule("blocks.*", "int5", qat=True),

@@ -85,3 +85,18 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path, reason in [(tmp_path / "missing", "No such file or directory"), (tmp_path, "Is a directory")]:
         with pytest.raises(UserError, match=rf"^{re.escape(str(path))} cannot be read \({reason}\); give a file"):
             read_user_file(path, 10)
+
+
+def test_a_pipe_and_a_device_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"^{path} is a pipe or a device, so it is not a model; give a file"):
+            read_user_file(path, 10)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"], ids=["NUL", "half a surrogate pair"])
+def test_a_name_that_no_file_can_have_is_printed_readably(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        read_user_file(tmp_path / name, 10)
+    assert repr(name)[1:-1] in str(caught.value)
+    assert str(caught.value).isprintable()

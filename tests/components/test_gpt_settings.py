@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from components.errors import UserError
-from components.gpt import GPT, GPTConfig
+from components.gpt import GPT, MAX_SIZE, GPTConfig, shapes_of
 from components.layers import rms_norm
 from components.optimizer import parameter_groups
+from tests.components.support import at_most_a_gibibyte_more
 from tests.support import needs_compiler, random_ids, tiny_network
 
 LOOP = {"num_layers": 5, "loop_start": 1, "loop_end": 2, "num_loops": 2}
@@ -205,7 +206,30 @@ def test_a_network_is_described_by_what_it_is_made_of() -> None:
         ({"xsa_last_n": 5}, "model.xsa_last_n is 5; set it from 0 to the 4 layers"),
         ({"xsa_last_n": -1}, "model.xsa_last_n is -1; set it from 0 to the 4 layers"),
         ({"mlp_leak": -0.1}, "model.mlp_leak is -0.1; set it from 0 to 1"),
-        ({"mlp_leak": float("nan")}, "model.mlp_leak is nan; set it from 0 to 1"),
+        ({"mlp_leak": float("nan")}, "model.mlp_leak is nan; set it to a finite number"),
+        ({"rope_base": float("nan")}, "model.rope_base is nan; set it to a finite number"),
+        ({"logit_softcap": float("inf")}, "model.logit_softcap is inf; set it to a finite number"),
+        ({"qk_gain_init": 1e39}, "model.qk_gain_init is 1e+39; set it to a finite number"),
+        ({"mlp_mult": 10**400}, "set it to a finite number"),
+        ({"mlp_mult": True}, "model.mlp_mult is True; set it to a finite number"),
+        ({"mlp_mult": "3"}, "model.mlp_mult is '3'; set it to a finite number"),
+        ({"num_layers": 2.0}, "model.num_layers is 2.0; set it to a whole number"),
+        ({"num_layers": True}, "model.num_layers is True; set it to a whole number"),
+        ({"num_layers": None}, "model.num_layers is None; set it to a whole number"),
+        ({"num_loops": "many"}, "model.num_loops is 'many'; set it to a whole number"),
+        ({"parallel_from": 1.0}, "model.parallel_from is 1.0; set it to a whole number"),
+        ({"tie_embeddings": 1}, "model.tie_embeddings is 1; set it to true or false"),
+        ({"ln_scale": None}, "model.ln_scale is None; set it to true or false"),
+        ({"output_proj_init": "one"}, "model.output_proj_init is 'one'; set it to one of zero, scaled"),
+        ({"smear": None}, "model.smear is None; set it to one of static, content, none"),
+        ({"vocab_size": 10**9}, "model.vocab_size is 1,000,000,000; set it to at most 1,048,576"),
+        ({"model_dim": 10**9}, "model.model_dim is 1,000,000,000; set it to at most 1,048,576"),
+        ({"bigram_vocab_size": 10**9}, "model.bigram_vocab_size is 1,000,000,000; set it to at most 1,048,576"),
+        ({"bigram_dim": 10**9}, "model.bigram_dim is 1,000,000,000; set it to at most 1,048,576"),
+        ({"mlp_mult": 1e6}, "model.mlp_mult 1000000.0 times model.model_dim 64 is 64,000,000 channels; make it 1 to"),
+        ({"mlp_mult": 1e-6}, "model.mlp_mult 1e-06 times model.model_dim 64 is 0 channels; make it 1 to 1,048,576"),
+        ({"bos_id": -2}, "model.bos_id is -2; set it to an id below model.vocab_size 1024, or to -1"),
+        ({"bos_id": 10**30}, "set it to an id below model.vocab_size 1024"),
         ({"parallel_from": 4}, "model.parallel_from is 4; set it to a layer from 0 to 3, or to null for none"),
         ({"parallel_from": -1}, "model.parallel_from is -1; set it to a layer from 0 to 3"),
         ({"gate_width": -1}, "model.gate_width is -1; set it from 0, for no gates, to model.model_dim 64"),
@@ -234,6 +258,19 @@ def test_a_network_is_described_by_what_it_is_made_of() -> None:
 def test_settings_that_cannot_be_built_are_refused_in_one_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         GPTConfig(**{"num_layers": 4, "model_dim": 64, "num_heads": 4, "num_kv_heads": 2, **settings})
+
+
+def test_the_shapes_of_any_network_are_known_without_its_memory() -> None:
+    # 1,024 layers of a million channels would take 20 PB.
+    with at_most_a_gibibyte_more():
+        shapes = shapes_of(GPTConfig(num_layers=1024, model_dim=MAX_SIZE, mlp_mult=1))
+    assert shapes["blocks.1023.mlp.fc.weight"] == (MAX_SIZE, MAX_SIZE)
+
+
+@each_setting
+def test_the_shapes_foretold_are_the_networks_own(settings: dict[str, Any]) -> None:
+    network = tiny_network(**settings)
+    assert shapes_of(network.config) == network.shapes()
 
 
 def test_a_loop_that_is_off_may_name_any_layers() -> None:

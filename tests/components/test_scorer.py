@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from components.byte_counts import token_byte_table
+from components.errors import UserError
 from components.public_artifact import read_public_artifact
 from components.quantization import load_state
 from components.scorer import Scorer, ScoringPass, SlidingWindows
@@ -156,6 +157,34 @@ def test_chunks_do_not_change_the_score(chunk_tokens: int, world_size: int) -> N
     assert sum(score.nats for score in scores) == sum((target % 7) / 8 for target in range(1, NUM_TARGETS + 1))
     assert sum(score.num_tokens for score in scores) == NUM_TARGETS
     assert sum(score.num_windows for score in scores) == 1 + 14  # after the first, 84 targets in windows of 6
+
+
+@pytest.mark.parametrize("nats", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_an_error(nats: float) -> None:
+    class Broken(Guess):
+        def forward(self, input_ids: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+            result = super().forward(input_ids, target_ids)
+            result[-1, -1] = nats
+            return result
+
+    with pytest.raises(UserError, match=f"^The network's score is {nats}, because its weights or settings are damaged"):
+        SlidingWindows().score(Broken(), two_byte_windows())
+
+
+def test_a_rank_without_a_batch_has_no_part_in_the_sum_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    # One window is one batch, which is rank 0's.
+    windows = WindowLoader(
+        random_ids(9),
+        bytes_by_id(torch.full((1024,), 2)),
+        seq_len=8,
+        stride=8,
+        windows_per_batch=4,
+        device=CPU,
+        rank=1,
+        world_size=2,
+    )
+    assert SlidingWindows().score(Guess(), windows) == Score(nats=0, num_bytes=0, num_tokens=0, num_windows=0)
+    assert list(recwarn) == []
 
 
 def test_without_chunks_of_its_own_a_scorer_has_the_whole_text_for_one() -> None:

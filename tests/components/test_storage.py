@@ -1,12 +1,13 @@
 """The storage rules: which rule decides, what a rule may say, and the recipe's rules against the public export."""
 
 import json
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from components.errors import UserError
-from components.storage import RECIPE, Storage, StorageRule, assign, keep_last_keys
+from components.storage import RECIPE, Storage, StorageRule, assign, keep_last_keys, refuse_idle_rules
 from tests.support import GOLDEN, needs_golden, recipe_storages, tiny_network
 
 
@@ -147,3 +148,34 @@ def test_the_recipe_fakes_the_matrices_of_blocks_alone() -> None:
     assigned = assign(shapes, (*keep_last_keys(1), *RECIPE))
     large = {name for name in shapes if name.startswith("blocks.") and shapes[name].numel() > 65_536}
     assert {name for name, rule in assigned.items() if rule.qat} == large - {"blocks.2.attn.c_k.weight"}
+
+
+def refusal_of(rules: list[StorageRule] | tuple[StorageRule, ...], **settings: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        refuse_idle_rules(tiny_network(**settings).shapes(), rules)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("names", ["nonsense.*", "blocks.3.*", "blocks.-4.*", "lm_head.weight", "skip_gates"])
+def test_a_rule_that_matches_no_weight_of_the_network_is_an_error(names: str) -> None:
+    assert refusal_of([*RECIPE, StorageRule(names, "float16")]) == (
+        f"The storage rule for {names} matches no weight of this network; correct or remove it in export.storage."
+    )
+
+
+def test_a_rule_for_smaller_weights_than_there_are_is_an_error() -> None:
+    sizes = [shape.numel() for shape in tiny_network().shapes().values()]
+    refuse_idle_rules(tiny_network().shapes(), [StorageRule("*", "float16", at_most=min(sizes))])
+    sentence = refusal_of([StorageRule("tok_emb.weight", "float16", at_most=1024 * 64 - 1)])
+    assert "for tok_emb.weight matches no weight of at most 65,535 elements of this network" in sentence
+
+
+def test_a_rule_that_matches_is_none_though_an_earlier_one_decides() -> None:
+    rules = [StorageRule("*", "float16"), StorageRule("blocks.2.*", "int6"), StorageRule("blocks.-3.*", "int6")]
+    refuse_idle_rules(tiny_network().shapes(), rules)
+
+
+def test_the_recipes_rules_serve_networks_without_its_parts() -> None:
+    shapes = tiny_network(bigram_vocab_size=0, smear="none").shapes()
+    assert not [name for name in shapes if name.startswith(("bigram.", "lm_head."))]
+    refuse_idle_rules(shapes, RECIPE)

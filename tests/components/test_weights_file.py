@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from components.errors import UserError
 from components.weights_file import MAX_FILE_BYTES, read_weights, write_weights
-from tests.components.support import SETTINGS, mutate
+from tests.components.support import SETTINGS, at_most_a_gibibyte_more, mutate
 
 WEIGHTS = {
     "matrix": torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),
@@ -120,6 +120,29 @@ def test_settings_that_are_not_a_network_s_are_refused(tmp_path: Path, settings:
         raw_file({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
         raw_file({"w": {"dtype": "F32", "shape": [0, 2**62, 4], "data_offsets": [0, 0]}}),
         raw_file({"w": {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}}),
+        raw_file({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
+        raw_file({"w": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, bytes(4)),
+        raw_file({"w": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, bytes(4)),
+        raw_file({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
+        raw_file({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**64]}}, bytes(4)),
+        raw_file({"w": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}, bytes(4)),
+        raw_file(  # overlapping
+            {
+                "v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+            },
+            bytes(12),
+        ),
+        raw_file(  # a hole
+            {
+                "v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "w": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+            },
+            bytes(12),
+        ),
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 100_000_000) + b"{}",
+        raw_file({"x" * (1 << 20): {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
         one_value("F128"),
         one_value("F8_E8M0", 1),
         one_value("F32", __metadata__={"settings": "{"}),
@@ -146,12 +169,25 @@ def test_mutated_files_are_refused_or_read_whole(tmp_path: Path) -> None:
     for _ in range(2000):
         path.write_bytes(mutate(data, generator))
         try:
-            found = read_weights(path)
+            with at_most_a_gibibyte_more():
+                found = read_weights(path)
         except UserError:
             refused += 1
         else:
             assert all(weight.dtype == torch.float32 for weight in found.weights.values())
+            # Whatever a header claims, no more is read than the file holds.
+            assert sum(weight.numel() for weight in found.weights.values()) <= path.stat().st_size
     assert refused > 1000
+
+
+def test_more_values_than_an_artifact_may_hold_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2, 33 * 10**6], "data_offsets": [0, 132 * 10**6]}}).encode()
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 132 * 10**6)
+    with at_most_a_gibibyte_more(), pytest.raises(UserError, match=r"holds more than 64,000,000 values; give"):
+        read_weights(path)
 
 
 def test_a_missing_and_an_enormous_file_are_refused(tmp_path: Path) -> None:

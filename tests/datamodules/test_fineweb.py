@@ -270,6 +270,7 @@ def test_it_records_what_it_read(numbered: Path) -> None:
         "scoring_seq_len": 16,
         "scoring_stride": 4,
         "scoring_max_tokens": 0,
+        "scorer": "components.scorer.SlidingWindows",
         "train_shards": ["fineweb_train_000000.bin"],
         "train_ids": NUM_IDS,
         "train_positions": [0, 2 * 8 * SPAN],

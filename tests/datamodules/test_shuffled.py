@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -81,6 +81,7 @@ def test_seed_zero_reads_what_the_public_loader_reads(world_size: int) -> None:
     assert rows == golden["first_batch_of_8_rows_first_6_ids"]
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(0, 60), min_size=1, max_size=9).filter(any),
     seed=st.integers(0, 2**32),
@@ -96,6 +97,7 @@ def test_draws_are_those_of_choice_one_by_one(counts: list[int], seed: int, time
     assert draw_without_replacement(np.array(counts), np.random.default_rng(seed)).tolist() == expected
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), seq_len=st.integers(1, 9), seed=st.integers(0, 99))
 def test_a_pass_holds_every_whole_sequence_of_its_phases_once(lengths: list[int], seq_len: int, seed: int) -> None:
     if max(lengths) <= seq_len:

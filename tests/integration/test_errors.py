@@ -1,5 +1,8 @@
 """Bad input through the command line: one sentence that names the file or setting, and nothing half-written."""
 
+import importlib.util
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,8 @@ from cli import main
 from components.artifact import read_artifact, write_artifact
 from components.gpt import GPT
 from components.public_artifact import write_public_artifact
+from components.weights_file import write_weights
+from tests.components.support import at_most_a_gibibyte_more
 from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning creates before it asks for the data; none of it is a result.
@@ -229,24 +234,88 @@ def test_a_public_artifact_of_another_network(refused: Refused, data_folder: Pat
     assert "model settings" in sentence
 
 
-@pytest.mark.parametrize("settings", [{"num_experts": 8}, {"num_layers": "three"}])
-def test_an_artifact_of_an_unknown_network(
-    settings: dict[str, Any], artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
-) -> None:
+def test_an_artifact_of_an_unknown_network(artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.golf"
     sound = read_artifact(artifact)
-    write_artifact(path, {**sound.settings, **settings}, sound.tensors)
+    write_artifact(path, {**sound.settings, "num_experts": 8}, sound.tensors)
     sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
     assert f"{path} describes a network that this program does not know" in sentence
 
 
+# The last four could be built, at the price of up to petabytes, but are not those of the file's tensors.
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_heads": 0}, "model.num_heads is 0"),
+        ({"num_layers": 10**9}, "make 1,000,000,000 steps through the layers"),
+        ({"num_layers": 20_000}, "make 20,000 steps through the layers"),
+        ({"model_dim": 10**9}, "model.model_dim is 1,000,000,000; set it to at most 1,048,576"),
+        ({"num_loops": 10**9}, "steps through the layers; make it at most 1,024"),
+        ({"num_layers": 2.0}, "model.num_layers is 2.0; set it to a whole number"),
+        ({"num_layers": True}, "model.num_layers is True; set it to a whole number"),
+        ({"num_layers": "three"}, "model.num_layers is 'three'; set it to a whole number"),
+        ({"rope_base": -1.0}, "model.rope_base is -1.0; set it above 0"),
+        ({"logit_softcap": 1e300}, "model.logit_softcap is 1e+300; set it to a finite number"),
+        ({"num_layers": 1000}, "holds the weights of another network: blocks.10."),
+        ({"model_dim": 1 << 20, "mlp_mult": 1}, "holds the weights of another network: bigram.proj.weight is [64, 16]"),
+        ({"bigram_vocab_size": 1 << 20}, "holds the weights of another network: bigram.embed.weight is [64, 16]"),
+        ({"gate_width": 64}, "holds the weights of another network: blocks.0.attn.gate.weight is none there"),
+    ],
+)
 def test_an_artifact_of_an_impossible_network(
+    settings: dict[str, Any], said: str, artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.golf"
+    sound = read_artifact(artifact)
+    write_artifact(path, {**sound.settings, **settings}, sound.tensors)
+    with at_most_a_gibibyte_more():
+        sentence = refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+    assert f"{path} " in sentence
+    assert said in sentence
+
+
+def test_an_artifact_whose_score_is_no_number(
     artifact: Path, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.golf"
     sound = read_artifact(artifact)
-    write_artifact(path, {**sound.settings, "num_heads": 0}, sound.tensors)
-    assert "model.num_heads is 0" in refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+    write_artifact(path, {**sound.settings, "rope_base": 1e-300}, sound.tensors)
+    said = "The network's score is nan, because its weights or settings are damaged"
+    assert said in refused(validate_arguments(data_folder, tmp_path / "runs", artifact=path))
+
+
+def test_a_network_that_no_artifact_can_hold(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    settings = {"model.model_dim": 8192, "model.num_layers": 1000}
+    with at_most_a_gibibyte_more():
+        sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
+    assert "values and an artifact holds 64,000,000 at most; make model.model_dim" in sentence
+
+
+@pytest.mark.parametrize("option", ["artifact", "weights", "ckpt_path"])
+def test_a_pipe_for_a_file(option: str, refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    sentence = refused(validate_arguments(data_folder, tmp_path / "runs", **{option: tmp_path / "pipe"}))
+    assert str(tmp_path / "pipe") in sentence
+
+
+def test_a_pipe_for_a_shard(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    val_shard(data_folder).unlink()
+    os.mkfifo(val_shard(data_folder))
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs"))
+    assert f"shard {val_shard(data_folder)} is a pipe or a device" in sentence
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["artifact", "weights", "ckpt_path", "data.path", "data.tokenizer_path", "trainer.default_root_dir"],
+)
+def test_a_nul_in_a_path(setting: str, refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    section, _, name = setting.rpartition(".")
+    value = {name: "a\0b"}
+    (tmp_path / "nul.yaml").write_text(json.dumps({section: value} if section else value))
+    arguments = validate_arguments(data_folder, tmp_path / "runs")
+    sentence = refused([*arguments, f"--config={tmp_path / 'nul.yaml'}"])
+    assert f"{setting} is 'a\\x00b', which holds a character that no file's name can have" in sentence
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -299,6 +368,32 @@ def test_an_unknown_option_fails_with_the_parsers_own_message(
     assert said in last
 
 
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:antigravity"])
+def test_a_configuration_with_python_tags_runs_nothing(
+    tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, mark = tmp_path / "tags.yaml", tmp_path / "owned"
+    config.write_text(f"trainer:\n  default_root_dir: !!python/{tag} [{mark}]\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", f"--config={config}"])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "could not determine a constructor for the tag" in said
+    assert "Traceback" not in said
+    assert not mark.exists()
+    assert "antigravity" not in sys.modules
+
+
+def test_no_configuration_can_ask_for_a_checkpoints_code_to_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unsafe.yaml").write_text("weights_only: false\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["validate", f"--config={tmp_path / 'unsafe.yaml'}"])
+    assert exit.value.code == 2
+    assert "weights_only" in capsys.readouterr().err.split("error: ")[-1]
+
+
 @pytest.mark.parametrize("command", [fit_arguments, validate_arguments])
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_missing_or_foreign_checkpoint(
@@ -349,20 +444,69 @@ def test_a_runs_folder_that_is_a_file(refused: Refused, data_folder: Path, tmp_p
         ("warmup.steps", 1, "warmup.steps is 1"),
         ("schedule.warmdown_steps", -1, "schedule.warmdown_steps is -1"),
         ("export.keep_last_k_fp16", -1, "export.keep_last_k_fp16 is -1"),
+        ("export.storage+", '{"names": "head.*", "storage": "int8"}', "The storage rule for head.* matches no weight"),
         ("model.num_heads", 3, "model.model_dim 272 over model.num_heads 3"),
     ],
 )
 def test_impossible_settings(
-    setting: str, value: int, said: str, refused: Refused, data_folder: Path, tmp_path: Path
+    setting: str, value: int | str, said: str, refused: Refused, data_folder: Path, tmp_path: Path
 ) -> None:
     assert said in refused(fit_arguments(data_folder, tmp_path / "runs", **{setting: value}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"model.num_loops": 1, "model.loop_start": 1, "model.loop_end": 2},
+            "model.loop_start 1 to model.loop_end 2 goes beyond layers 0 to 1",
+        ),
+        (
+            {"model.num_loops": 1, "model.loop_start": 1, "model.loop_end": 0},
+            "model.loop_end 0 is before model.loop_start 1",
+        ),
+        ({"model.rope_dims": 70}, "model.rope_dims is 70; set it to an even number of the 68 channels of a head"),
+        (
+            {"export.quantizer": "GPTQ", "export.quantizer.calibration_batches": 0, "late_qat.start_fraction": 1},
+            "export.quantizer.calibration_batches is 0, and GPTQ cannot round without calibration",
+        ),
+        (
+            {"clock.max_seconds": 10, "clock.reserve_seconds": 12},
+            "clock.reserve_seconds is 12.0; set it from 0 to below clock.max_seconds 10.0",
+        ),
+        (
+            {"scorer": "ScoreFirstTraining", "scorer.chunk_tokens": 63},
+            "scorer.chunk_tokens is 63, too few for a sequence of scoring.seq_len 64",
+        ),
+        ({"trainer.logger": "WandbLogger"}, "needs a package that is not installed (Requirement 'wandb"),
+    ],
+    ids=["loop outside", "loop ends early", "rope", "calibration", "reserve", "chunk", "W&B"],
+)
+def test_impossible_settings_of_a_rung(
+    settings: dict[str, Any], said: str, refused: Refused, data_folder: Path, tmp_path: Path
+) -> None:
+    if "trainer.logger" in settings and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    assert said in refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
+
+
+def test_float_weights_of_other_shapes(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    network = tiny_network()
+    for settings in ({**vars(network.config), "model_dim": 128}, {}):
+        write_weights(path, settings, network.state_dict())
+        sentence = refused(validate_arguments(data_folder, tmp_path / "runs", weights=path))
+        assert f"{path} " in sentence
+        assert "holds the weights of another network: " in sentence
 
 
 def test_weights_that_cannot_be_exported(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
     settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.max_steps": 2, "late_qat.start_fraction": 1}
     arguments = fit_arguments(data_folder, tmp_path / "runs", **settings, **{"model.optimizer.matrix_lr": 1e30})
     sentence = refused(arguments)
-    assert "values that are not finite or too large for float16, so it cannot be exported" in sentence
+    assert (
+        "The network's score is nan, because its weights or settings are damaged or its training diverged" in sentence
+    )
     assert "lower learning rate" in sentence
 
 

@@ -1,10 +1,8 @@
 import ast
 import functools
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,9 @@ from records import script
 from records.script import Script, build_script, compressed_bytes, needed_files, shake, strip
 from records.submission import REQUIREMENTS
 from tests.records.conftest import Made
-from tests.support import ROOT
+from tests.support import ROOT, run
 
+RUNGS = ("record_11l_ema", "record_sp4096", "record_sp8192_loop", "record_sp8192_ttt", "record_sp8192_gates")
 RECORD_CONFIG = (ROOT / "configs" / "record_10l.yaml").read_text()
 
 
@@ -27,19 +26,15 @@ def record_script(bytes_model: int) -> Script:
     return build_script(RECORD_CONFIG, bytes_model)
 
 
+def unclear_script(config: str) -> tuple[dict[str, str], Script]:
+    """A script with every module compressed, and its modules."""
+    settings, _, sources = script._sources(config)
+    return sources, script._assemble(settings, sources, {})
+
+
 def run_alone(folder: Path, *command: str) -> str:
     """Run Python in a folder, with nothing of the project on its path."""
-    scrubbed = ("PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PL_GLOBAL_SEED")
-    environment = {name: value for name, value in os.environ.items() if name not in scrubbed}
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    result = run(*command, timeout=180, folder=folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -93,9 +88,22 @@ def test_the_script_holds_the_classes_that_the_configuration_names() -> None:
     assert "datamodules/corpus.py" not in record_script(15_800_000).text
 
 
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_rung_s_script_holds_the_classes_of_its_techniques(rung: str) -> None:
+    config = (ROOT / "configs" / f"{rung}.yaml").read_text()
+    sources, packed = unclear_script(config)
+    for name, file in (
+        ("ExponentialMean", "components/averages.py"),
+        ("GPTQ", "components/gptq.py"),
+        ("ScoreFirstTraining", "components/test_time_training.py"),
+    ):
+        assert (file in sources and f"class {name}" in sources[file]) == (name in config), name
+    compile(packed.text, "train_gpt.py", "exec")
+    assert compressed_bytes(config) == packed.num_bytes <= 70_000
+
+
 SOURCE = '''"""What the module is."""
 
-import os
 
 LIMIT = 3
 """What the limit is."""

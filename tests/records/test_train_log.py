@@ -67,6 +67,12 @@ def test_this_projects_log() -> None:
     assert (log.num_params, log.world_size, log.device) == (1544361, 8, "cuda")
 
 
+def test_calibration_after_the_last_step_is_training_time() -> None:
+    calibrated = "calibrated on 64 micro-batches of training data in 5.100 s, elapsed 15.784 s\n"
+    log = parse_log(OURS.replace("exported", calibrated + "exported"))
+    assert (log.step_stop, log.train_seconds) == (120, 15.784)
+
+
 def test_a_log_in_the_public_scripts_words() -> None:
     log = parse_log(PUBLIC)
     assert (log.seed, log.num_params, log.world_size) == (1337, 24730705, 8)

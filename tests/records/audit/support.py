@@ -151,6 +151,7 @@ def write_submission(folder: Path, data: Path) -> Path:
         **{"train_shards": ["fineweb_train_000000.bin"], "train_positions": [0, 1000], "train_ids": 2000},
         **{"val_shards": [shard], "val_ids": IDS, "tokens_scored": IDS - 1, "windows": windows},
         **{"scoring_seq_len": SEQ_LEN, "scoring_stride": SEQ_LEN, "scoring_max_tokens": 0, "precision": "32-true"},
+        "scorer": "components.scorer.SlidingWindows",
     }
     (folder / "run_seed42.json").write_text(json.dumps({**figures, **read}))
     claims = {

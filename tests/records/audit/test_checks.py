@@ -5,10 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from components.artifact import read_artifact, write_artifact
+from components.byte_counts import token_byte_table
+from components.gpt import GPT, GPTConfig
 from components.public_artifact import write_public_artifact
+from components.quantization import load_state
+from components.scoring import WindowLoader
+from components.test_time_training import ScoreFirstTraining
 from datamodules.shards import open_shard
+from datamodules.tokenizer import load_tokenizer
 from records.audit.checks import judge
 from records.audit.figure_checks import significance
 from records.audit.verdicts import Failed, State, Word
@@ -17,6 +24,7 @@ from tests.records.audit.support import (
     IDS,
     SCRIPT,
     SCRIPT_PARAMS,
+    SEQ_LEN,
     Edit,
     NoBox,
     all_of,
@@ -68,6 +76,30 @@ def add_a_log(folder: Path) -> None:
 
 def call_out(folder: Path) -> None:
     edit_text("train_gpt.py", "import torch\n", "__import__('socket').create_connection(('192.0.2.1', 80))\n")(folder)
+
+
+TRAINING = "components.test_time_training.ScoreFirstTraining"
+TRAINED = {
+    **{"chunk_tokens": 256, "epochs": 2, "lr": 0.01, "momentum": 0.9, "batch_seqs": 2},
+    "trained": [[0, 256, 256], [256, 512, 512]],
+}
+"""What a record of 699 targets in three chunks says."""
+
+
+def train_at_test_time(**changed: object) -> Edit:
+    """A record of test-time training with one thing changed."""
+    return edit_json("run_seed42.json", scorer=TRAINING, test_time_training={**TRAINED, **changed})
+
+
+def script_that_trains(**settings: object) -> Edit:
+    """A script of this project's whose CONFIG trains at test time with these settings."""
+    config = {"scorer": {"class_path": TRAINING, "init_args": settings}}
+
+    def edit(folder: Path) -> None:
+        text = f"CONFIG = {json.dumps(config)!r}\nREADABLE = {{}}\nREADABLE['a.py'] = ''\n"
+        (folder / "train_gpt.py").write_text(text)
+
+    return edit
 
 
 def describe(**settings: object) -> Edit:
@@ -129,6 +161,59 @@ SPOILED = [
     ("each target once", edit_json("run_seed42.json", scoring_stride=0), "make no windows"),
     ("each target once", edit_json("run_seed42.json", val_shards=["fineweb_train_1.bin"]), "scored on fineweb_train_1"),
     ("whole split", edit_json("run_seed42.json", val_ids=600), "600 ids were scored"),
+    (
+        "score before update",
+        train_at_test_time(trained=[[0, 256, 256], [256, 512, 511]]),
+        "trained on the targets [256, 512) once those before 511 were scored",
+    ),
+    ("score before update", train_at_test_time(trained=[[5, 5, 256], [256, 512, 512]]), "[5, 5) of 699, which are"),
+    ("score before update", train_at_test_time(trained=[[0, 256, 256], [512, 768, 768]]), "[512, 768) of 699, which"),
+    ("score before update", train_at_test_time(trained=[[0, 256, 700], [256, 512, 768]]), "those before 700 were"),
+    (
+        "score before update",
+        train_at_test_time(trained=[[256, 512, 512], [0, 256, 512]]),
+        "[0, 256) after those up to 512",
+    ),
+    (
+        "score before update",
+        train_at_test_time(trained=[[0, 256, 256], [128, 256, 512]]),
+        "[128, 256) after those up to 256",
+    ),
+    (
+        "score before update",
+        train_at_test_time(trained=[[0, 256, 256]]),
+        "trained 1 times, where 699 targets in chunks",
+    ),
+    ("score before update", train_at_test_time(epochs=0), "trained 2 times, where 699 targets in chunks of 256 make 0"),
+    ("score before update", train_at_test_time(trained=[[0, 256]]), "is not what it should be"),
+    ("score before update", train_at_test_time(trained=None), "is not what it should be"),
+    ("score before update", train_at_test_time(chunk_tokens=63, trained=[]), "chunks of 63 targets hold no sequence"),
+    ("score before update", train_at_test_time(chunk_tokens=0), "chunks of 0 targets hold no sequence of 64"),
+    ("score before update", train_at_test_time(lr="fast"), "is fast, which it cannot be"),
+    ("score before update", edit_json("run_seed42.json", scorer=TRAINING), "does not say what it trained on"),
+    (
+        "score before update",
+        all_of(edit_json("run_seed42.json", scorer=None), script_that_trains(**TRAINED)),
+        "does not say what it trained on",
+    ),
+    ("score before update", edit_json("run_seed42.json", test_time_training=TRAINED), "SlidingWindows scored it, and"),
+    ("score before update", script_that_trains(), "SlidingWindows in the run's record and components.test_time"),
+    (
+        "score before update",
+        all_of(train_at_test_time(), script_that_trains(epochs=3)),
+        "epochs is 2 in the run's record and 3 in the script",
+    ),
+    (
+        "recorded scoring seconds",
+        all_of(
+            edit_json("run_seed42.json", eval_time_seconds=600.5),
+            edit_text("train_seed42.log", "in 70.287 s", "in 600.500 s"),
+        ),
+        "600.500 s of 600 s",
+    ),
+    ("recorded scoring seconds", edit_json("run_seed42.json", eval_time_seconds=60.0), "but the log says 70.287 s"),
+    ("recorded scoring seconds", edit_json("run_seed42.json", eval_time_seconds="x"), "is not what it should be"),
+    ("score recomputed", train_at_test_time(), "bits per byte recomputed in 32-true, claimed"),  # it was not claimed
     ("seeds", edit_json("submission.json", seeds=[42, 42]), "seeds [42, 42]"),
     ("seeds", edit_json("submission.json", seeds=[7, 42]), "seeds [7, 42], results of [42]"),
     ("seeds", add_a_log, "logs of [7, 42]"),
@@ -220,6 +305,24 @@ def compressed_later(folder: Path) -> None:
         ("claims = log", all_of(remove("run_seed42.json"), edit_result(step_stop=5999)), "steps is claimed to be 5999"),
         ("claims = log", all_of(remove("run_seed42.json"), edit_result(num_params=5)), "the log is of another network"),
         ("trained on train", remove("run_seed42.json"), "no record of what the run read"),
+        ("trained on train", edit_json("run_seed42.json", train_ids=None), "the run's record does not give train_ids"),
+        ("score before update", remove("run_seed42.json"), "no record of what the run read"),
+        (
+            "score before update",
+            edit_json("run_seed42.json", scorer=None),
+            "neither the run's record nor the script says",
+        ),
+        ("score before update", edit_json("run_seed42.json", scorer="other.Scorer"), "other.Scorer, which this audit"),
+        (
+            "recorded scoring seconds",
+            edit_json("run_seed42.json", eval_time_seconds=None),
+            "not give eval_time_seconds",
+        ),
+        (
+            "recorded scoring seconds",
+            edit_text("train_seed42.log", "8 ranks on cuda", "8 ranks on cpu"),
+            "70.287 s of 600 s, on CPUs",
+        ),
         ("whole split", edit_json("run_seed42.json", scoring_max_tokens=600), f"only the first {IDS} validation ids"),
         ("seeds", edit_json("submission.json", seeds=None, seed_results=None), "lists no seeds"),
         ("seeds", edit_json("submission.json", seeds=[7, 42], seed_results=None), "there is no log of 7"),
@@ -257,6 +360,14 @@ def test_what_could_not_be_checked_is_said(line: str, spoil: Edit, detail: str, 
         ("training seconds", edit_log("stopped", "stopped at step 6000, elapsed 600.080 s"), "first step that ended"),
         ("claims = log", edit_result(val_bpb=None, eval_time_seconds=None), "steps, train_seconds, val_loss"),
         ("code bytes", edit_json("submission.json", bytes_code=None), "not claimed"),
+        ("score before update", lambda folder: None, "the scorer trains on nothing"),
+        ("score before update", train_at_test_time(), "trained 2 times, on 512 of 699 targets"),
+        (
+            "score before update",  # the script says so too; sequences that fill a chunk but for its last targets
+            all_of(train_at_test_time(trained=[[0, 192, 256], [256, 448, 512]]), script_that_trains(epochs=2, lr=0.01)),
+            "trained 2 times, on 384 of 699 targets",
+        ),
+        ("score before update", train_at_test_time(epochs=0, trained=[]), "trained 0 times"),
         (
             "code bytes",
             lambda folder: (folder / "unused.py").write_text("x = 1\n"),
@@ -295,7 +406,8 @@ def test_a_baseline_on_the_command_line_comes_first(folder: Path) -> None:
 def test_figures_are_checked_without_any_child(folder: Path) -> None:
     case = case_of(folder, box=NoBox())
     for check in CHECKS.values():
-        if check.word in (Word.LOG, Word.RECORD) and check.name != "logged bytes":
+        # For these two, a child reads the script.
+        if check.word in (Word.LOG, Word.RECORD) and check.name not in ("logged bytes", "score before update"):
             judge(check, case, case.submission.runs[0])
 
 
@@ -324,6 +436,30 @@ def test_an_artifact_of_an_unknown_format_is_said(line: str, public: Path, data:
     verdict = verdict_of(line, public, data)
     assert verdict.state == State.UNKNOWN, verdict
     assert "not a format that this audit reads" in verdict.detail
+
+
+def test_a_run_that_trained_on_the_text_is_scored_again_with_training(folder: Path, data: Path) -> None:
+    train_at_test_time()(folder)
+    artifact = read_artifact(folder / "model_seed42.golf")
+    assert artifact.settings is not None
+    network = GPT(GPTConfig(**artifact.settings))  # type: ignore[arg-type]
+    network.load_state_dict(load_state(artifact.tensors))
+    [shard] = data.glob("fineweb_val_*.bin")
+    windows = WindowLoader(
+        torch.from_numpy(open_shard(shard).astype("int64")),
+        token_byte_table(load_tokenizer(data / "tokenizer.model")),
+        seq_len=SEQ_LEN,
+        stride=SEQ_LEN,
+        windows_per_batch=4,
+        device=torch.device("cpu"),
+    )
+    settings = {name: value for name, value in TRAINED.items() if name != "trained"}
+    trained = ScoreFirstTraining(**settings).score(network, windows).bits_per_byte  # type: ignore[arg-type]
+    plain = json.loads((folder / "submission.json").read_text())["val_bpb"]
+    assert abs(trained - plain) > 0.005
+    edit_result(val_bpb=trained)(folder)
+    verdict = verdict_of("score recomputed", folder, data)
+    assert verdict.state == State.PASS, verdict
 
 
 @pytest.mark.slow

@@ -97,3 +97,13 @@ def test_hints_say_in_which_text_they_are() -> None:
         ("gate across documents", "CONFIG"),
         ("gate across documents", "unpacked line 1"),
     ]
+
+
+def test_a_network_without_a_gate_mixes_nothing_in() -> None:
+    assert read_hints({}, {"model.smear_across_documents": True, "model.smear": "none"}) == []
+
+
+@pytest.mark.parametrize(("scorer", "places"), [("SlidingWindows", 0), ("Other", 1)])
+def test_a_scorer_that_may_train_is_to_be_looked_at(scorer: str, places: int) -> None:
+    hints = read_hints({}, {"scorer.class_path": f"components.scorer.{scorer}"})
+    assert [(hint.question, hint.place) for hint in hints] == [("trained before scored", "CONFIG")] * places
