@@ -76,6 +76,14 @@ class Monitor(Callback):
             self.loss, norm_of_step = self._look(trainer, mean_over_ranks(self._stacked()))
             self._log(trainer, self.loss, norm_of_step)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the steps since the last logged one, before they are scored.
+
+        Raises:
+            UserError: The loss or the gradient norm of one of them is not finite.
+        """
+        self.on_train_epoch_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the steps after the last logged one, before the run's result is made from them.
 

@@ -136,14 +136,15 @@ def test_a_loss_that_another_rank_finds_not_finite_ends_the_run_here_too(monkeyp
         take_step(monitor, trainer, 2.0)
 
 
-def test_the_steps_after_the_last_logged_one_are_looked_at_when_training_ends() -> None:
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_train_epoch_end"])
+def test_the_steps_after_the_last_logged_one_are_looked_at_before_they_are_scored(hook: str) -> None:
     monitor = Monitor()
     trainer = trainer_with(monitor, clock_at(), log_every_n_steps=3)
     monitor.on_train_start(trainer, None)
     for loss in (1.0, 1.0, 1.0, math.nan):
         take_step(monitor, trainer, loss)
     with pytest.raises(UserError, match="at step 4"):
-        monitor.on_train_epoch_end(trainer, None)
+        getattr(monitor, hook)(trainer, None)
 
 
 def test_a_check_asks_no_other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
