@@ -51,9 +51,9 @@ from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
 from components.storage import RECIPE
+from components.tokenizer import load_tokenizer
 from components.weights_file import read_weights
 from datamodules.fineweb import FineWeb
-from datamodules.tokenizer import load_tokenizer
 from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")

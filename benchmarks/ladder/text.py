@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from components.tokenizer import load_tokenizer
 from datamodules.corpus import build_corpus
 from datamodules.manifest import TOKENIZER_NAME, Manifest
 from datamodules.prepare import prepare
 from datamodules.shards import Split, find_shards, open_shard
-from datamodules.tokenizer import load_tokenizer
 
 CACHE = Path(".cache/ladder")
 DEMO = Path(".cache/demo")

@@ -20,8 +20,8 @@ from benchmarks.ladder.variants import RECIPE, RUNGS, VARIANTS, Variant, run_set
 from components.gpt import GPT, GPTConfig
 from components.optimizer import OptimizerConfig
 from components.storage import StorageRule, assign
+from components.tokenizer import load_tokenizer
 from datamodules.shards import find_shards, open_shard
-from datamodules.tokenizer import load_tokenizer
 from tests.support import ROOT
 
 

@@ -56,10 +56,14 @@ class Host:
             )
 
     def start_rank(self, first: Host, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start this host's one rank of a run under torchrun, which meets at the first host."""
+        """Start this host's one rank of a run under torchrun, which meets at the first host.
+
+        Both hosts have the machine's name, which is the address of neither, so torchrun is told who hosts the meeting.
+        """
         launcher = (
             *("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"),
-            *(f"--rdzv_endpoint={first.address}:{PORT}", "--rdzv_id=rehearsal", f"--local_addr={self.address}"),
+            *(f"--rdzv_endpoint={first.address}:{PORT}", f"--rdzv_conf=is_host={int(self == first)}"),
+            *("--rdzv_id=rehearsal", f"--local_addr={self.address}"),
         )
         return self.start([sys.executable, *launcher, "cli.py", *arguments], log)
 
