@@ -20,6 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from callbacks.attention import AttentionBackend
 from callbacks.averaging import Averaging
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
@@ -79,6 +80,7 @@ class GolfCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
+        parser.add_lightning_class_args(AttentionBackend, "attention")
         parser.add_lightning_class_args(CompileWarmup, "warmup")
         parser.add_lightning_class_args(Clock, "clock")
         parser.add_lightning_class_args(Schedule, "schedule")

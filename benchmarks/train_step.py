@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
@@ -29,12 +28,12 @@ from benchmarks.common import (
     seconds,
     table,
 )
+from components.attention import BACKENDS, only_backends
 from components.gpt import GPT, GPTConfig
 from components.muon import Muon
 from components.optimizer import CompositeOptimizer, OptimizerConfig, build_optimizer
 
 RANK_TOKENS = 98_304
-BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 def torch_optimizer(network: GPT) -> CompositeOptimizer:
@@ -117,19 +116,25 @@ def attention_backends(config: GPTConfig, num_sequences: int, seq_len: int) -> d
     """Seconds of one block's attention, forward and backward, by backend; None if a backend does not support it."""
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     head_dim = config.model_dim // config.num_heads
-    shapes = [(num_sequences, heads, seq_len, head_dim) for heads in (config.num_heads, *2 * (config.num_kv_heads,))]
-    q, k, v = (torch.randn(shape, device=device(), dtype=dtype, requires_grad=True) for shape in shapes)
+    heads = (config.num_heads, *2 * (config.num_kv_heads,))
 
-    def attend(backend: SDPBackend) -> None:
-        with sdpa_kernel(backend):
-            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
+    # Laid out as in a block, so that no backend has to copy what another takes as it is.
+    def random(num_heads: int) -> torch.Tensor:
+        return torch.randn(num_sequences, seq_len, num_heads, head_dim, device=device(), dtype=dtype).transpose(1, 2)
+
+    q, k, v = (random(num_heads).requires_grad_() for num_heads in heads)
+    upstream = random(config.num_heads)
+
+    def attend(backend: str) -> None:
+        with only_backends([backend]):
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).backward(upstream)
 
     times: dict[str, float | None] = {}
     for backend in BACKENDS:
         try:
-            times[backend.name.lower()] = in_turn({"attention": lambda b=backend: attend(b)}, repeats=3)["attention"]  # type: ignore[misc]
+            times[backend] = in_turn({"attention": lambda b=backend: attend(b)}, repeats=3)["attention"]  # type: ignore[misc]
         except RuntimeError:
-            times[backend.name.lower()] = None
+            times[backend] = None
     return times
 
 

@@ -9,12 +9,14 @@ from enum import IntEnum
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from components.gpt import GPT
 from components.scorer import ScoringPass
+from components.scoring import ScoringConfig
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 
@@ -105,6 +107,8 @@ class RunData(Protocol):
     """The data module as callbacks see it."""
 
     train_batch_tokens: int
+    train_seq_len: int
+    scoring: ScoringConfig
 
     @property
     def epoch(self) -> float:
@@ -175,6 +179,18 @@ def find(trainer: Trainer, kind: type[CallbackType]) -> CallbackType:
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
     assert len(found) == 1, f"a run must have one {kind.__name__}, this one has {len(found)}"
     return found[0]
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of each value over all ranks, which must all call.
+
+    The strategy's own reduction first makes the ranks wait for each other, which empties every device's queue.
+    """
+    if not dist.is_initialized():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def starts_step(trainer: Trainer, batch_idx: int) -> bool:

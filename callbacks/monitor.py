@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.clock import Clock
-from callbacks.common import Event, data_of, ends_step, find, reporters
+from callbacks.common import Event, data_of, ends_step, find, mean_over_ranks, reporters
 
 
 class Monitor(Callback):
@@ -47,7 +47,7 @@ class Monitor(Callback):
                 logger.experiment.add_text(event.tag, event.sentence, trainer.global_step)
 
     def _log(self, trainer: Trainer, step_loss: Tensor) -> None:
-        self.loss = float(trainer.strategy.reduce(step_loss, reduce_op="mean"))
+        self.loss = float(mean_over_ranks(step_loss))
         elapsed = find(trainer, Clock).elapsed
         last_step, last_elapsed = self._last
         self._last = (trainer.global_step, elapsed)

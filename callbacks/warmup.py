@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ class CompileWarmup(Callback):
 
     Afterward weights and optimizer state are restored, and no token of the data has been read. A graph that still has
     to be compiled during the run is then an error, not a stall. A step too slow for the budget is a warning as soon as
-    the first one has been timed.
+    the first one has been timed. Until training ends, the garbage collector leaves alone what the process holds by
+    then: going through all of it on one rank would stall every rank.
 
     Args:
         steps: Optimizer steps of warm-up, divided equally among the forms of the network; 0 for none.
@@ -46,8 +48,12 @@ class CompileWarmup(Callback):
         Raises:
             UserError: There are fewer steps than graphs to compile.
         """
-        if not self.steps:
-            return
+        if self.steps:
+            self._warm_up(trainer, pl_module)
+        gc.collect()
+        gc.freeze()
+
+    def _warm_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         variants = [v for reporter in reporters(trainer) for v in reporter.variants(trainer, pl_module)]
         forms = _combinations(variants)
         if self.steps < len(forms):
@@ -84,12 +90,17 @@ class CompileWarmup(Callback):
             torch.compiler.set_stance("fail_on_recompile")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Allow compilation again after training."""
-        torch.compiler.set_stance("default")
+        """Allow compilation again after training, and collect garbage as before."""
+        _relax()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Allow compilation again after an error."""
-        torch.compiler.set_stance("default")
+        """Do the same after an error."""
+        _relax()
+
+
+def _relax() -> None:
+    torch.compiler.set_stance("default")
+    gc.unfreeze()
 
 
 def _warn_if_slow(trainer: Trainer, step: int, seconds: float) -> bool:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.gpt import GPT
-from components.layers import Linear
+from components.layers import JointLinear, Linear
 
 
 @torch.no_grad()
@@ -32,11 +32,11 @@ def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tenso
         float32 [inputs, inputs] on the network's device, the same on every rank, by weight name, for every linear
         layer and for the head, which is the token table if they are tied.
     """
-    linears = {name: module for name, module in network.named_modules() if isinstance(module, Linear)}
+    names = {module: name for name, module in network.named_modules() if isinstance(module, Linear)}
     head_name, head = ("tok_emb", network.tok_emb) if network.lm_head is None else ("lm_head", network.lm_head)
-    sums = {f"{name}.weight": _zeros(module.weight) for name, module in (linears | {head_name: head}).items()}
+    sums = {f"{name}.weight": _zeros(module.weight) for module, name in (names | {head: head_name}).items()}
     num_batches = torch.zeros((), device=head.weight.device)
-    with _summed({module: sums[f"{name}.weight"] for name, module in linears.items()}):
+    with _summed(network, {module: sums[f"{name}.weight"] for module, name in names.items()}):
         for ids_BT in batches:
             _add(sums[f"{head_name}.weight"], network.head_input(ids_BT, ids_BT.size(1)))
             num_batches += 1
@@ -48,13 +48,15 @@ def collect_hessians(network: GPT, batches: Iterable[Tensor]) -> dict[str, Tenso
 
 
 @contextmanager
-def _summed(sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Add each module's inputs to its sum whenever it runs."""
+def _summed(network: nn.Module, sums: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Add each layer's inputs to its sum whenever it runs, alone or in a joint product."""
 
     def add_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        _add(sums[module], inputs[0])
+        for layer in module.layers if isinstance(module, JointLinear) else (module,):
+            _add(sums[layer], inputs[0])
 
-    hooks = [module.register_forward_pre_hook(add_input) for module in sums]
+    products = [module for module in network.modules() if isinstance(module, JointLinear) or module in sums]
+    hooks = [module.register_forward_pre_hook(add_input) for module in products]
     try:
         yield
     finally:

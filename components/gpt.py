@@ -29,6 +29,9 @@ MAX_STEPS = 1024
 MAX_SIZE = 1 << 20
 """The largest width or table that a network may have; more is a mistake or a malicious file."""
 
+DEFAULT_POSITIONS = 2048
+"""Positions of a network until `GPT.reserve_positions` asks for others: the records' sequence length."""
+
 Smear = Literal["static", "content", "none"]
 
 
@@ -285,9 +288,13 @@ class GPT(nn.Module):
     Attributes:
         looping: Whether forward passes run the looped layer order. On from the start if the configuration has a loop,
             so that a network is scored as described; training that begins without the loop turns it off.
+        rotary_cos: Cosines of the rotary embedding, float32 [reserved positions, rotated channels / 2]; not saved.
+        rotary_sin: Their sines.
     """
 
     optimizer_groups: ClassVar = {"skip_weights": "scalars", "skip_gates": "scalars"}
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -306,7 +313,20 @@ class GPT(nn.Module):
         self.skip_gates = nn.Parameter(torch.zeros(num_skips, config.model_dim)) if config.skip_gates else None
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
+        self.reserve_positions(DEFAULT_POSITIONS)
         self._initialize()
+
+    def reserve_positions(self, num_positions: int) -> None:
+        """Make room for sequences of up to ``num_positions`` tokens; call before compiling.
+
+        The rotary tables are buffers because a compiler would otherwise compute their sines inside every kernel that
+        rotates.
+        """
+        channels = self.config.rope_dims or self.config.head_dim
+        device = self.tok_emb.weight.device
+        cos, sin = rotary_tables(num_positions, channels, self.config.rope_base, device)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
 
     def _initialize(self) -> None:
         if self.lm_head is None:
@@ -356,6 +376,13 @@ class GPT(nn.Module):
         """The shape of each parameter, by its name."""
         return {name: p.shape for name, p in self.named_parameters()}
 
+    def stream_dtype(self) -> torch.dtype:
+        """The dtype of the residual stream: autocast's, if it is on."""
+        weight = self.tok_emb.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
+
     def logits(self, input_ids_BT: Tensor, num_scored: int) -> Tensor:
         """Softcapped next-token logits of the last ``num_scored`` positions S, float32 [B, S, V]."""
         x = self.head_input(input_ids_BT, num_scored)
@@ -369,16 +396,10 @@ class GPT(nn.Module):
         The last step's queries and MLP are computed for those positions only. This is exact, because nothing else uses
         the others.
         """
-        device = input_ids_BT.device
-        dtype = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else self.tok_emb.weight.dtype
-        )
-        x0 = x = self._embed(input_ids_BT, dtype)
-        num_positions, rotated = input_ids_BT.size(1), self.config.rope_dims or self.config.head_dim
-        cos, sin = rotary_tables(num_positions, rotated, self.config.rope_base, device)
-        cos, sin = cos.to(dtype), sin.to(dtype)
+        num_positions = input_ids_BT.size(1)
+        assert num_positions <= len(self.rotary_cos), f"reserve_positions for sequences of {num_positions} tokens"
+        x0 = x = self._embed(input_ids_BT, self.stream_dtype())
+        cos, sin = self.rotary_cos[:num_positions], self.rotary_sin[:num_positions]
         encoder, decoder = self.config.layer_order(self.looping)
         skips: list[Tensor] = []
         for layer in encoder:

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from components.layers import Linear
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """``max(z, 0)^2``, whose backward pass needs only the output a, which the next product keeps: ``2 sqrt(a)``."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        output = z.relu().square()
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        [output] = ctx.saved_tensors
+        return gradients[0] * (2 * output.sqrt())
+
+
+class _SquaredLeakyReLU(torch.autograd.Function):
+    """``max(z, leak z)^2``, whose backward pass needs only the input: the output does not say its sign."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, leak: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.leak = leak
+        return torch.where(z > 0, z, leak * z).square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        [z] = ctx.saved_tensors
+        return gradients[0] * torch.where(z > 0, 2 * z, 2 * ctx.leak**2 * z), None
+
+
+def squared_relu(z: Tensor, leak: float) -> Tensor:
+    """The square of the leaky ReLU of slope ``leak``, from 0 (ReLU) to 1; it cannot be differentiated twice.
+
+    It keeps one tensor for the backward pass, where autograd would keep the input and the unsquared output.
+    """
+    activated: Tensor = _SquaredLeakyReLU.apply(z, leak) if leak else _SquaredReLU.apply(z)
+    return activated
 
 
 class MLP(nn.Module):
@@ -25,6 +66,4 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Map each position independently; [B, T, C] in and out."""
-        h = self.fc(x_BTC)
-        # For backward, the ReLU keeps only its output, which its square keeps anyway; the leaky one keeps its input.
-        return self.proj((F.leaky_relu(h, self.leak) if self.leak else F.relu(h)).square())
+        return self.proj(squared_relu(self.fc(x_BTC), self.leak))

@@ -69,32 +69,46 @@ def orthogonalize_all(
         row_normalize: Whether each row of each matrix is first scaled to unit length.
 
     Returns:
-        bfloat16 matrices in the order given.
+        Contiguous matrices of the given dtype, in the order given.
     """
     buckets: dict[tuple[int, int], list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        rows, cols = matrix.shape
+    for i in sorted(range(len(matrices)), key=lambda i: _is_tall(matrices[i])):  # the wide ones of a bucket first
+        rows, cols = matrices[i].shape
         buckets.setdefault((min(rows, cols), max(rows, cols)), []).append(i)
-
-    def prepared(i: int) -> Tensor:
-        matrix = F.normalize(matrices[i], dim=-1, eps=1e-7) if row_normalize else matrices[i]
-        return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
-
     world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
     def my_share(indices: list[int]) -> Tensor:
         # All ranks' slices have one size, so one all-gather suffices; the last ones are padded with repeats.
         size = -(-len(indices) // world_size)
-        return torch.stack([prepared(indices[min(rank * size + j, len(indices) - 1)]) for j in range(size)])
+        share = [matrices[indices[min(rank * size + j, len(indices) - 1)]] for j in range(size)]
+        batch = torch.stack([matrix.mT if _is_tall(matrix) else matrix for matrix in share])
+        if not row_normalize:
+            return batch
+        parts = batch.split(_wide_and_tall(share))
+        return torch.cat([F.normalize(part, dim=dim, eps=1e-7) for part, dim in zip(parts, (-1, -2), strict=True)])
 
     mine = [orthogonalize(my_share(indices), coefficients) for indices in buckets.values()]
     parts = _gather([part.flatten() for part in mine], world_size)
-    results: list[Tensor] = [torch.empty(0)] * len(matrices)
+    results = list(matrices)
     for (shape, indices), ranks_parts in zip(buckets.items(), parts, strict=True):
-        batch = ranks_parts.view(-1, *shape)
-        for row, i in enumerate(indices):
-            results[i] = batch[row].mT if matrices[i].size(0) > matrices[i].size(1) else batch[row]
+        batch = ranks_parts.view(-1, *shape)[: len(indices)]
+        wide, tall = batch.split(_wide_and_tall([matrices[i] for i in indices]))
+        # Converted as batches and contiguous: each update by itself would be a kernel, and one of other strides than
+        # its weight makes `torch._foreach_add_` update the weights one by one.
+        kind = {"dtype": matrices[0].dtype, "memory_format": torch.contiguous_format}
+        for i, result in zip(indices, (*wide.to(**kind), *tall.mT.to(**kind)), strict=True):
+            results[i] = result
     return results
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.size(0) > matrix.size(1)
+
+
+def _wide_and_tall(matrices: list[Tensor]) -> list[int]:
+    """How many are not tall, and how many are."""
+    num_tall = sum(map(_is_tall, matrices))
+    return [len(matrices) - num_tall, num_tall]
 
 
 def _gather(parts: list[Tensor], world_size: int) -> list[Tensor]:
@@ -168,5 +182,5 @@ class Muon(Optimizer):
         updates = orthogonalize_all(list(directions), group["coefficients"], group["row_normalize"])
         scales = [-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5 for p in params]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        updates = [u.to(p.dtype) for u, p in zip(updates, params, strict=True)]
-        torch._foreach_add_(params, torch._foreach_mul(updates, scales))
+        torch._foreach_mul_(updates, scales)
+        torch._foreach_add_(params, updates)

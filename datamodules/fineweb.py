@@ -73,6 +73,11 @@ class FineWeb(LightningDataModule):
         self._start_step = 0
         self._train_loader: StreamLoader | None = None
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that the network will see."""
+        return max(self.train_seq_len, self.scoring.seq_len)
+
     def setup(self, stage: str) -> None:
         """Open the data and set the trainer's gradient accumulation for the number of ranks.
 

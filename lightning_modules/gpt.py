@@ -47,6 +47,10 @@ class GPTModule(LightningModule):
             # In place: a wrapper would rename every key in the checkpoints.
             self.network.compile(dynamic=False, fullgraph=True)
 
+    def setup(self, stage: str) -> None:
+        """Make room for the longest sequence of training and scoring, before anything is compiled."""
+        self.network.reserve_positions(self.trainer.datamodule.longest_sequence)  # type: ignore[attr-defined]
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a micro-batch of input and target ids, each [B, T], in nats."""
         input_ids, target_ids = batch

@@ -34,7 +34,7 @@ def trainer_of(callbacks: Sequence[Callback] = (), **settings: Any) -> SimpleNam
         "world_size": 1,
         "precision": "32-true",
         "progress_bar_callback": None,
-        "precision_plugin": Mock(val_step_context=nullcontext),
+        "precision_plugin": Mock(train_step_context=nullcontext, val_step_context=nullcontext),
         "state": SimpleNamespace(fn=TrainerFn.FITTING),
         "strategy": strategy,
         "loggers": [],

@@ -5,11 +5,15 @@ import contextlib
 import importlib
 import inspect
 import io
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -22,6 +26,7 @@ from callbacks.common import (
     ends_step,
     find,
     in_order,
+    mean_over_ranks,
     phase_of,
     reporters,
     stage_of,
@@ -40,6 +45,23 @@ TOY = "tests.callbacks.toy.Toy"
 # Late QAT fakes matrices of any width, if they are not so small as to be float16.
 STORAGE = "[{names: blocks.*.mlp.*.weight, storage: int5, qat: true}, {names: '*', storage: float16}]"
 OBSERVERS = [f"callbacks/{name}.py" for name in ("monitor", "run_log", "progress", "warmup", "summary")]
+
+
+def _rank(rank: int, world_size: int, port: int) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.barrier = None  # type: ignore[assignment] # not to be called
+    mine = torch.tensor([float(rank), 10.0 * rank])
+    assert mean_over_ranks(mine).tolist() == [0.5, 5.0]
+    assert mine.tolist() == [float(rank), 10.0 * rank]
+    dist.destroy_process_group()
+
+
+def test_the_mean_over_ranks_is_each_value_s_and_makes_no_rank_wait_first() -> None:
+    assert mean_over_ranks(torch.tensor(3.0)) == 3.0  # one process
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (2, port), nprocs=2)
 
 
 class InPhase(Reporter):

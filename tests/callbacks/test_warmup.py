@@ -1,6 +1,7 @@
 """Warm-up leaves no trace but compiled graphs."""
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,15 @@ from components.scoring import WindowLoader
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import MLP_INT5, clock_at, small_module, trainer_of
 from tests.support import NARROW, FinishedRun, bytes_by_id, fit_arguments, random_ids
+
+
+@pytest.fixture(autouse=True)
+def _collect_as_before() -> Iterator[None]:
+    """Many tests here begin a training and do not end it."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -289,6 +299,18 @@ def test_afterward_every_graph_of_a_run_is_compiled_and_another_is_an_error() ->
 
     warmup.on_train_end(trainer, module)
     assert torch.isfinite(train_step(module, optimizer, longer))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_collector_leaves_alone_what_there_was_before_training_until_it_ends(steps: int) -> None:
+    module = small_module()
+    trainer = trainer_with(module, module.configure_optimizers())
+    warmup = CompileWarmup(steps=steps)
+    for end in (warmup.on_train_end, lambda *arguments: warmup.on_exception(*arguments, RuntimeError())):
+        warmup.on_train_start(trainer, module)
+        assert gc.get_freeze_count() > 10_000
+        end(trainer, module)
+        assert gc.get_freeze_count() == 0
 
 
 def test_an_error_leaves_the_process_free_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from components.attention import Attention, exclude_own_value, rotary_tables, rotate
+from components.attention import Attention, exclude_own_value, norm_and_rotate, rotary_tables, rotate
 from components.layers import rms_norm
 
 
@@ -35,6 +36,36 @@ def test_the_first_channels_turn_in_halves_and_the_others_pass() -> None:
     # Channels 0 and 2 turn by t, 1 and 3 by t / 10; the second of a pair follows the first.
     expected = [math.cos(5), 2 * math.sin(0.5), -math.sin(5), 2 * math.cos(0.5), 5.0, 6.0]
     assert rotate(x, cos, sin)[0, 0, 5].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def plain_norm_and_rotate(x: torch.Tensor, gain: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The formula with torch's own norm, differentiated by autograd."""
+    normed = F.rms_norm(x, (x.size(-1),), eps=torch.finfo(torch.float32).eps) * gain[:, None]
+    return rotate(normed.transpose(1, 2), cos, sin).transpose(1, 2)
+
+
+@pytest.mark.parametrize("num_rotated", [4, 16])
+@pytest.mark.parametrize("with_gain", [False, True])
+def test_norm_gain_and_rotation_are_the_plain_formula_with_its_gradients(with_gain: bool, num_rotated: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, 16, requires_grad=True)
+    gain = torch.randn(3, requires_grad=True) if with_gain else torch.ones(3)
+    tables = rotary_tables(6, num_rotated, 100.0, x.device)
+    found, expected = norm_and_rotate(x, gain if with_gain else None, *tables), plain_norm_and_rotate(x, gain, *tables)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    upstream, leaves = torch.randn_like(found), [x, gain] if with_gain else [x]
+    gradients = (torch.autograd.grad(y, leaves, upstream) for y in (found, expected))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradients_of_norm_gain_and_rotation_are_the_numerical_ones() -> None:
+    x, gain = stream(2, 3, 2, 6).requires_grad_(), stream(2).requires_grad_()
+    assert torch.autograd.gradcheck(norm_and_rotate, (x, gain, *rotary_tables(3, 4, 100.0, x.device)))
+    # So small that the norm's epsilon counts.
+    assert torch.autograd.gradcheck(
+        lambda x: norm_and_rotate(1e-4 * x, None, *rotary_tables(3, 6, 100.0, x.device)), (x,)
+    )
 
 
 def test_what_stands_along_the_own_value_is_left_out() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from components.calibration import collect_hessians
 from components.gpt import GPT
-from components.layers import Linear
+from components.layers import JointLinear, Linear
 from tests.components.golden_calibration import late_batches
 from tests.components.golden_networks import LATE, late_network, needs_late
 from tests.support import needs_compiler, needs_sample, random_ids, tiny_network
@@ -96,7 +96,7 @@ def test_no_inputs_outlive_their_batch() -> None:
             yield ids(seed)
 
     for module in network.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, (Linear, JointLinear)):
             module.register_forward_pre_hook(note)
     collect_hessians(network, batches())
     assert len(seen) > 30

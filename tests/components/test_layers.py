@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from components.layers import Embedding, Linear, rms_norm, seen_weight
+from components.layers import Embedding, JointLinear, Linear, rms_norm, seen_weight
 from components.quantization import Nearest, quantize
 from components.storage import Storage
 
@@ -57,6 +57,22 @@ def test_a_faked_matrix_is_the_stored_one_bit_for_bit_with_the_gradient_straight
     assert torch.equal(y, F.linear(x, stored))
     assert not torch.equal(stored, layer.weight)
     torch.testing.assert_close(layer.weight.grad, upstream.T @ x)
+
+
+def test_a_joint_product_is_each_layer_s_own_with_its_own_gradient_and_storage() -> None:
+    torch.manual_seed(0)
+    layers, x = [Linear(80, 70), Linear(80, 65), Linear(80, 65)], torch.randn(2, 5, 80, requires_grad=True)
+    layers[0].fake, layers[2].fake = (Nearest(), Storage.INT5), (Nearest(), Storage.INT6)
+    joint = JointLinear(layers)
+    alone = [layer(x) for layer in layers]
+    upstream = [torch.randn_like(y) for y in alone]
+    leaves = [x, *(layer.weight for layer in layers)]
+    for found, expected in zip(joint(x), alone, strict=True):
+        torch.testing.assert_close(found, expected)
+    expected_gradients = torch.autograd.grad(alone, leaves, upstream)
+    for found, expected in zip(torch.autograd.grad(joint(x), leaves, upstream), expected_gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not joint.state_dict()  # the weights stay their owner's
 
 
 @pytest.mark.parametrize("storage", WIDTHS)

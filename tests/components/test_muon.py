@@ -1,11 +1,13 @@
 """Muon against the one-by-one update, torch.optim.Muon's own iteration and the algebra it approximates."""
 
 import socket
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.muon import NEWTON_SCHULZ, Muon, orthogonalize, orthogonalize_all
 
@@ -33,8 +35,48 @@ def matrices(seed: int = 0) -> list[torch.Tensor]:
 
 def test_batched_iteration_equals_the_one_by_one_formula_within_bfloat16() -> None:
     for matrix, result in zip(matrices(), orthogonalize_all(matrices(), STEPS), strict=True):
-        assert result.dtype == torch.bfloat16
+        assert result.is_contiguous()
+        assert result.dtype == matrix.dtype
         torch.testing.assert_close(result.double(), one_by_one(matrix), atol=0.05, rtol=0)
+
+
+class Operators(TorchDispatchMode):
+    """Lists the operators called, other than those that only look at a tensor anew, with their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[tuple[str, list[list[torch.Tensor]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            lists = [arg for arg in args if isinstance(arg, list) and isinstance(arg[0], torch.Tensor)]
+            self.called.append((str(func), lists))
+        return result
+
+
+def operators_of_a_step(
+    shapes: list[tuple[int, int]], row_normalize: bool
+) -> list[tuple[str, list[list[torch.Tensor]]]]:
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = Muon(weights, lr=0.1, weight_decay=0.1, row_normalize=row_normalize)
+    for _ in range(2):  # the first step makes the buffers
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        with Operators() as operators:
+            optimizer.step()
+    return operators.called
+
+
+@pytest.mark.parametrize("row_normalize", [False, True])
+def test_a_step_calls_as_many_operators_whatever_the_number_of_matrices(row_normalize: bool) -> None:
+    called, twice = (operators_of_a_step(times * SHAPES, row_normalize) for times in (1, 2))
+    assert [name for name, _ in called] == [name for name, _ in twice]
+    # What else torch's foreach operators would do one tensor after the other (ATen/native/ForeachUtils.h).
+    for name, lists in called:
+        if "_foreach" in name:
+            for tensors in zip(*lists, strict=True):
+                assert len({(t.dtype, t.stride()) for t in tensors}) == 1, name
 
 
 def test_singular_values_come_near_one() -> None:
