@@ -65,7 +65,7 @@ def draw_run(run: Run) -> bytes:
     bits.set_ylabel("bits per byte (star: the exported file)", color=ORANGE)
     _draw_rate(below, _rates(run), when, [int(step) for step in SNAPSHOT.findall(log)])
     above.set_xlim(0, budget)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _rates(run: Run) -> dict[int, float]:
@@ -120,7 +120,7 @@ def draw_score(run: Run, settings: dict[str, Any]) -> bytes:
                 ends = ((column + 0.88, row + 0.35), (column + 1.0, row + 0.35))
                 _draw_arrow(axes, *(ends if color == BLUE else ends[::-1]))
     _draw_arrow(axes, (5.44, 1.18), (5.44, 0.72))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _draw_box(axes: Axes, column: int, row: float, title: str, words: str, color: str) -> None:
@@ -134,7 +134,8 @@ def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]
     axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GRAY, "lw": 1.2})
 
 
-def _svg(figure: Figure) -> bytes:
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG."""
     file = io.BytesIO()
     # Without a date and with a fixed salt for its ids, the same run gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "golf"}):

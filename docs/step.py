@@ -1,0 +1,88 @@
+"""The README's chart of a predicted training step: ``python -m docs.step RESULT ...``.
+
+Each RESULT is a ``benchmarks/results/gpu_program-*.json``. ``step.svg`` has a bar for each kind of training step in
+them, and shows where its milliseconds go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from components.command import run_command
+from components.errors import UserError
+from components.files import write_whole
+from docs.pictures import BLUE, GRAY, GREEN, ORANGE, OUT, svg
+
+PARTS = {
+    "matrix products": (("products",), BLUE, 1.0),
+    "attention": (("attention",), ORANGE, 1.0),
+    "elementwise": (("elementwise",), GREEN, 1.0),
+    "sines, cosines, powers": (("recomputed",), GREEN, 0.7),
+    "optimizers": (("update",), GRAY, 1.0),
+    "other ranks and host": (("all_reduce", "gather", "waiting_for_host"), GRAY, 0.6),
+}
+"""Label, parts of a result, color and opacity of each piece of a bar."""
+
+
+def draw_steps(results: Sequence[Mapping[str, Any]]) -> bytes:
+    """Predicted steps as bars of their parts, as SVG; the first result's is on top."""
+    bars = {f"{result['config']}, {name}": step for result in results for name, step in result["predicted_ms"].items()}
+    figure = Figure(figsize=(9.5, 1.5 + 0.45 * len(bars)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, step in enumerate(bars.values()):
+        _draw_bar(axes, row, step)
+    axes.set_yticks(range(len(bars)), list(bars), color=GRAY)
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    chips = " and ".join(sorted({result["chip"] for result in results}))
+    axes.set(xlabel=f"predicted milliseconds of a training step on one {chips}", ylim=(len(bars) - 0.5, -0.5))
+    legend = [Patch(color=color, alpha=opacity, label=label) for label, (_, color, opacity) in PARTS.items()]
+    figure.legend(handles=legend, loc="outside upper center", ncols=len(PARTS), frameon=False, fontsize=8)
+    return svg(figure)
+
+
+def _draw_bar(axes: Axes, row: int, step: Mapping[str, float]) -> None:
+    left = 0.0
+    for names, color, opacity in PARTS.values():
+        width = sum(step[name] for name in names)
+        axes.barh(row, width, 0.7, left=left, color=color, alpha=opacity)
+        if width > 0.04 * step["step"]:
+            axes.text(left + width / 2, row, f"{width:.1f}", ha="center", va="center", color="white", fontsize=8)
+        left += width
+    axes.text(left, row, f"  {step['step']:.1f}", va="center", color=GRAY, fontsize=9)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draw the results given on the command line.
+
+    Raises:
+        UserError: One has no training step.
+    """
+    parser = argparse.ArgumentParser(prog="python -m docs.step", description="Draw predicted training steps.")
+    parser.add_argument("results", type=Path, nargs="+", help="files that benchmarks.gpu_program wrote")
+    parser.add_argument("--out", type=Path, default=OUT, help="where step.svg goes (default: docs)")
+    args = parser.parse_args(arguments)
+    results = [_read(file) for file in args.results]
+    write_whole(args.out / "step.svg", draw_steps(results))
+    print(f"Drawn: {args.out / 'step.svg'}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(file.read_text())
+    if not result.get("predicted_ms"):
+        raise UserError(f"{file} holds no training step; make it with benchmarks.gpu_program and a training pass.")
+    return result
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

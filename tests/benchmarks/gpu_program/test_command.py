@@ -1,0 +1,148 @@
+"""The command: its errors, its comparison, and the whole of it where a CUDA build of torch is at hand."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu_program.__main__ import main, measure, parse, show
+from benchmarks.gpu_program.captured import check_build
+from benchmarks.gpu_program.report import PARTS, comparison
+from benchmarks.gpu_program.workload import Workload
+from components.errors import UserError
+from docs.step import PARTS as DRAWN
+from docs.step import draw_steps
+from tests.support import ROOT, run
+
+SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
+SMALL = """
+trainer: {devices: 1}
+model: {num_layers: 1, model_dim: 256, num_heads: 4, num_kv_heads: 2, bigram_vocab_size: 0}
+data: {train_batch_tokens: 1024, train_micro_batches: 1, train_seq_len: 256}
+scoring: {seq_len: 256, windows_per_batch: 4}
+"""
+
+CUDA_PYTHON = Path(os.environ.get("GPU_PROGRAM_PYTHON", ROOT / ".venv-gpu" / "bin" / "python"))
+needs_cuda_build = pytest.mark.skipif(
+    not CUDA_PYTHON.exists(),
+    reason="no CUDA build of torch: make gpu-program installs one, or GPU_PROGRAM_PYTHON names its Python",
+)
+cpu_build = pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has CUDA")
+
+
+@cpu_build
+def test_a_cpu_build_is_told_what_to_run() -> None:
+    ended = run("-m", "benchmarks.gpu_program")
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("error: torch ")
+    assert "make gpu-program" in line
+    with pytest.raises(UserError, match="without CUDA"):
+        check_build()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score"),
+        (["--against", "run.json"], "run.json is no result of this command"),
+    ],
+)
+def test_errors_come_before_compilation(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text('{"passes": {}}')
+    with pytest.raises(UserError, match=re.escape(message)):
+        main(arguments)
+
+
+def result() -> dict[str, Any]:
+    """A result of the kept sample."""
+    call = {"name": "extern_kernels.mm", "inputs": [[98_304, 512], [512, 1536]], "bytes": 404_226_048}
+    program = {"code": SAMPLE, "externs": [call] * 10}
+    update = {"name": "aten.add", "calls": 5, "launches": 5, "bytes": 0, "operations": 0, "gathered": 0}
+    capture = {
+        "passes": {"train": {"forward": program, "backward": program}, "score": {"forward": program}},
+        "instructions": {},
+        "update": [update],
+        "versions": {},
+    }
+    args = parse([])
+    return measure(args, Workload(args.config), capture)
+
+
+def test_a_result_says_what_the_program_is(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = result()
+    forward = whole["passes"]["train"]["forward"]
+    assert (forward["launches"], forward["kernels"], forward["products"]) == (3, 2, 10)
+    assert forward["launches_with_trigonometry"] == 2
+    assert forward["gigabytes"] == pytest.approx((2 * 204_472_352 + 305_668_100) / 1e9, rel=1e-3)
+    assert forward["ms"]["products_at_ceiling"] == pytest.approx(10 * 0.196, rel=0.01)  # 155 GFLOP at 790 TFLOP/s
+    assert json.loads(json.dumps(whole)) == whole
+    show(whole)
+    text = capsys.readouterr().out
+    assert "all times are predictions" in text
+    assert all(label in text for label in PARTS.values())
+
+
+def test_a_comparison_lists_what_both_results_have() -> None:
+    before, after = result(), copy.deepcopy(result())
+    forward = after["passes"]["train"]["forward"]
+    forward["launches"] -= 2
+    after["predicted_ms"]["train"]["step"] += 1.5
+    del before["passes"]["score"], before["predicted_windows_per_second"]["score"]
+    lines = [line.split() for line in comparison(before, after).splitlines()]
+    assert ["train", "forward,", "launches", "3", "1", "-2"] in lines
+    assert ["train", "backward,", "launches", "3", "3", "+0"] in lines
+    [step] = [line for line in lines if line[-4:-3] == ["step"]]
+    assert step[-1] == "+1.5"
+    assert not [line for line in lines if line and line[0].startswith("score")]
+
+
+def test_the_chart_draws_every_part_of_a_step_once() -> None:
+    assert sorted(name for names, _, _ in DRAWN.values() for name in names) == sorted(PARTS)
+    drawn = draw_steps([result()]).decode()
+    assert drawn.startswith("<?xml")
+    assert drawn == draw_steps([result()]).decode()
+
+
+@needs_cuda_build
+@pytest.mark.slow
+def test_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    out = tmp_path / "result.json"
+    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(tmp_path / "small.yaml")]
+    arguments = [*files, "--passes", "train,qat,score", "--sass", "--out", str(out)]
+    ended = subprocess.run(
+        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    passes = json.loads(out.read_text())["passes"]
+    assert {name: set(parts) for name, parts in passes.items()} == {
+        "train": {"forward", "backward"},
+        "qat": {"forward", "backward"},
+        "score": {"forward"},
+    }
+    for parts in passes.values():
+        for program in parts.values():
+            assert program["launches"] >= program["kernels"] > 0
+            assert program["attention_calls"] == 1
+            assert program["launches_without_bytes"] == 0
+            assert all(kernel["instructions"]["all"] > 0 for kernel in program["by_kernel"])
+    forward, backward = passes["train"].values()
+    assert backward["products"] == 2 * forward["products"]  # each product has two factors
+    assert passes["qat"]["forward"]["launches_with_float64"] > forward["launches_with_float64"] == 0
+    assert str(tmp_path) not in out.read_text()
+    assert str(ROOT) not in out.read_text()

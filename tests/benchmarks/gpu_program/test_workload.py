@@ -1,0 +1,82 @@
+"""A run's passes and phases, from its configuration files."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_program.workload import VALIDATION_IDS, Pass, Workload
+from components.errors import UserError
+from components.scoring import Windows
+from tests.support import ROOT
+
+
+def workload(*names: str) -> Workload:
+    return Workload([ROOT / "configs" / f"{name}.yaml" for name in names])
+
+
+def test_the_record() -> None:
+    record = workload("record_10l")
+    assert record.name == "record_10l"
+    assert (record.network_config.vocab_size, record.network_config.num_layers) == (1024, 10)
+    assert (record.num_ranks, record.micro_batches, record.seconds) == (8, 1, 600)
+    assert record.phases == {"train": 0.85, "qat": pytest.approx(0.15)}
+    assert record.passes == ["train", "qat", "val", "score"]
+    assert record.describe("train") == Pass("train", 48, 2048, 2048, looping=False)
+    assert record.describe("val") == Pass("val", 64, 2048, 2048, looping=False)
+    assert record.describe("score") == Pass("score", 64, 2048, 64, looping=False)
+    assert [record.describe(name).is_training for name in record.passes] == [True, True, False, False]
+
+
+def test_a_rung_with_a_loop() -> None:
+    rung = workload("record_sp8192_ttt")
+    assert rung.network_config.vocab_size == 8192
+    assert rung.seconds == 588
+    assert rung.phases == {"train": 0.35, "loop": 0.65}
+    assert [rung.describe(name).looping for name in ("train", "loop", "qat", "score")] == [False, True, True, True]
+
+
+def test_overlays_override() -> None:
+    one = workload("record_10l", "one_gpu")
+    assert one.name == "record_10l+one_gpu"
+    assert (one.num_ranks, one.micro_batches, one.seconds) == (1, 8, 4800)
+    assert one.network_config == workload("record_10l").network_config
+
+
+@pytest.mark.parametrize("name", ["record_10l", "record_sp4096", "record_sp8192_loop"])
+def test_windows_of_the_final_score(name: str) -> None:
+    run = workload(name)
+    num_ids = VALIDATION_IDS[run.network_config.vocab_size]
+    assert run.num_windows == len(Windows(num_ids - 1, 2048, 64))
+
+
+def test_only_late_qat_sees_stored_weights() -> None:
+    record = workload("record_10l")
+    network = record.network()
+    record.set_faking(network, True)
+    faked = {name for name, module in network.named_modules() if getattr(module, "fake", None) is not None}
+    # Every matrix of the blocks but the last keys, which are kept.
+    assert faked == {
+        f"blocks.{i}.{part}"
+        for i in range(10)
+        for part in ("attn.c_q", "attn.c_k", "attn.c_v", "attn.proj", "mlp.fc", "mlp.proj")
+    } - {"blocks.9.attn.c_k"}
+    record.set_faking(network, False)
+    assert not network.is_faking
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {", "is not YAML"),
+        ("- 1", "holds no settings"),
+        ("model: {vocab_size: 64}", "no complete run, for lack of 'optimizer'"),
+        ("model: {vocab_size: 64}\ndata: 3", "no complete run"),
+        ("model: {vocab_size: null}\ndata: {tokenizer_path: my.model}", r"my.model does not state .* model.vocab_size"),
+    ],
+)
+def test_unusable_files_are_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        Workload([file])
+    assert "\n" not in str(error.value)
