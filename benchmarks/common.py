@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.files import write_whole
 from components.gpt import GPT, GPTConfig
 from components.layers import Linear
 
@@ -154,17 +155,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def save(name: str, results: Mapping[str, Any]) -> Path:
-    """Write results/<name>-<device>.json with the device, versions and date."""
+def result_path(name: str) -> Path:
+    """Where a benchmark's results on this device belong."""
+    return RESULTS / f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-')}.json"
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON with the device, versions and date."""
     surroundings = {
         "device": device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
+    write_whole(path, (json.dumps({**surroundings, **results}, indent=2) + "\n").encode())
+
+
+def save(name: str, results: Mapping[str, Any]) -> Path:
+    """Write results/<name>-<device>.json with the device, versions and date."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-')}.json"
-    path.write_text(json.dumps({**surroundings, **results}, indent=2) + "\n")
+    path = result_path(name)
+    write_results(path, results)
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
 

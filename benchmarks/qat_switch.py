@@ -103,11 +103,21 @@ FORMS = {"two graphs (the run's)": Switchable, "one graph, flag": Flagged, "one 
 
 
 def measure(form: type[Any], config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, float]:
-    """Seconds of plain and fake-quantized steps of a form, and of its first switch, cold and warm."""
+    """`measure_switch` of a form, compiled anew."""
     torch._dynamo.reset()
     network = random_network(config)
     network.compile(dynamic=False, fullgraph=True)
     step = form(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
+    return measure_switch(step, repeats)
+
+
+def measure_switch(step: Any, repeats: int) -> dict[str, float]:
+    """Seconds of plain and fake-quantized steps, and of the first switch, cold and warm.
+
+    Args:
+        step: A step of one of FORMS, whose network is compiled and was never switched.
+        repeats: Steps of each kind to time.
+    """
 
     def run(on: bool) -> None:
         step.switch(on)
