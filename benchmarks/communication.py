@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import multiprocessing
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 
 import cli
 from benchmarks.common import save, table
-from callbacks.common import find
+from callbacks.common import ends_step, find
 from components.gpt import GPT, GPTConfig
 from components.optimizer import OptimizerConfig, build_optimizer, parameter_groups
 from datamodules.corpus import build_corpus
@@ -156,6 +158,8 @@ class TrafficMeter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Begin after the first steps, end after the counted ones."""
+        if not ends_step(trainer, batch_idx):
+            return
         if trainer.global_step == FIRST:
             self._counting.enter_context(self._counted())
         if trainer.global_step == FIRST + COUNTED:
@@ -177,6 +181,8 @@ def written_bytes() -> int:
 
 def fit_rank(config: GPTConfig, data: Path, out: Path) -> None:
     """Fit as one of several ranks, and write what it sent in a step."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     settings = {
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",

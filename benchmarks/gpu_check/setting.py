@@ -84,13 +84,20 @@ class Setting:
         return json.loads(PREDICTION.read_text()) if self.size is FULL and PREDICTION.exists() else None
 
     def predicted(self, *path: str) -> float | None:
-        """A number of the prediction by its keys, summed if they lead to several."""
+        """A number of the prediction, by its keys; None without a prediction."""
         if self.prediction is None:
             return None
         found: Any = self.prediction
         for key in path:
             found = found[key]
-        return float(sum(found.values()) if isinstance(found, Mapping) else found)
+        return float(found)
+
+    def predicted_pass(self, part: str) -> float | None:
+        """Milliseconds of a training pass, forward or backward; None without a prediction."""
+        if self.prediction is None:
+            return None
+        times = self.prediction["passes"]["train"][part]["ms"]
+        return sum(ms for name, ms in times.items() if name != "products_at_ceiling")  # another estimate of the same
 
     @cached_property
     def step(self) -> Switchable:

@@ -51,10 +51,9 @@ def predicted_step(setting: Setting) -> float | None:
 def by_part(setting: Setting) -> Iterator[Finding]:
     """Each part of a step with the device idle in between, and the passes' kernels by kind."""
     step = setting.step
-    program = ("passes", "train")
     predicted = {
-        "forward": _sum(setting, (*program, "forward", "ms")),
-        "backward": _sum(setting, (*program, "backward", "ms")),
+        "forward": setting.predicted_pass("forward"),
+        "backward": setting.predicted_pass("backward"),
         "optimizer": setting.predicted("predicted_ms", "train", "update"),
     }
     for part, taken in phases(step, TIMED).items():
@@ -75,12 +74,6 @@ def by_part(setting: Setting) -> Iterator[Finding]:
         yield Finding(f"kernels of {kind}", ms, "ms", sum(ms for ms in expected if ms is not None) or None)
     for kernel in kernels[:TIMED]:
         yield Finding(f"{kernel['calls']} x {kernel['name'][:60]}", kernel["ms"], "ms")
-
-
-def _sum(setting: Setting, path: tuple[str, ...]) -> float | None:
-    """Milliseconds of a predicted pass; products at their ceiling are an alternative, not one more part."""
-    whole, ceiling = setting.predicted(*path), setting.predicted(*path, "products_at_ceiling")
-    return None if whole is None or ceiling is None else whole - ceiling
 
 
 def memory(setting: Setting) -> Iterator[Finding]:
