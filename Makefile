@@ -57,7 +57,7 @@ $(GPU_READY): requirements-gpu.txt
 gpu-program: $(GPU_READY) ## what an H100 would run for CONFIG (default: the record's), predicted without a GPU
 	@.venv-gpu/bin/python -m benchmarks.gpu_program $(if $(CONFIG),--config $(CONFIG))
 
-gpu-check: $(READY) ## the first 8 minutes on a GPU: what must hold, and a step beside its prediction (GOLDEN, DATA and TOKENIZER name files)
+gpu-check: $(READY) ## what must hold on a GPU, and a step beside its prediction (under 8 minutes; GOLDEN, DATA, TOKENIZER)
 	@$(BIN)/python -m benchmarks.gpu_check $(if $(GOLDEN),--golden $(GOLDEN)) $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 tensorboard: $(READY) ## watch the runs in a browser
