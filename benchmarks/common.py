@@ -120,8 +120,10 @@ class TrainingStep:
 
     def load(self, span: Tensor) -> None:
         """Copy a span of ids [tokens + 1] to the device."""
-        span = span.to(device(), non_blocking=True)
-        self.input_ids, self.target_ids = span[:-1].view(-1, self.seq_len), span[1:].view(-1, self.seq_len)
+        # Apart, as a run moves them: targets that are a view of the span's second id on are aligned worse.
+        self.input_ids, self.target_ids = (
+            ids.view(-1, self.seq_len).to(device(), non_blocking=True) for ids in (span[:-1], span[1:])
+        )
 
     def forward(self) -> None:
         """Compute the mean loss."""

@@ -157,6 +157,7 @@ def fit(config: GPTConfig, num_sequences: int, seq_len: int, data: Path, runs: s
         "data.train_seq_len": seq_len,
         "data.train_micro_batches": 1,
         "scoring.seq_len": 256,
+        "scoring.stride": 256,  # one shape to compile: scoring is not what is timed
         "scoring.max_tokens": 2048,
         "trainer.max_steps": Meter(blocks).num_steps + 1,
         "trainer.default_root_dir": runs,

@@ -1,7 +1,7 @@
 """The command: ``python -m benchmarks.gpu_check [--golden FOLDER --data FOLDER --tokenizer FILE]``.
 
-Made for the first minutes on a GPU, everything compiled anew: under 8 minutes on an H100 if the estimate of each part
-is right. A part that fails does not stop the others, but the command then ends with exit code 1. Without a GPU the
+Made for the first minutes on a GPU, everything compiled anew: under 8 minutes on an H100, by estimate until one has run
+it. A part that fails does not stop the others, but the command then ends with exit code 1. Without a GPU the
 same parts run at a small size on the CPU, which tests the check alone.
 """
 
@@ -136,7 +136,8 @@ def main(arguments: Sequence[str]) -> int:
             # After each part: what was found so far survives whatever ends the next.
             seconds = time.perf_counter() - started
             write_results(out, {"seconds": seconds, "parts": [dataclasses.asdict(done) for done in outcomes]})
-    print(f"\n{device_name()}, torch {torch.__version__}; predictions are those of benchmarks.gpu_program\n")
+    chip = setting.prediction["chip"] if setting.prediction else "no chip at this size"
+    print(f"\n{device_name()}, torch {torch.__version__}; predicted by benchmarks.gpu_program for {chip}\n")
     print(findings_table(outcomes))
     print(f"\n{parts_table(outcomes)}\n")
     failed = [outcome.part for outcome in outcomes if outcome.status == "failed"]

@@ -26,7 +26,7 @@ from components.storage import Storage, assign
 
 QUANTIZED = tuple(storage for storage in Storage if storage is not Storage.FLOAT16)
 SAME_SCORE = 1e-5
-"""Bits per byte by which a float32 score may differ between devices; to be confirmed by the first run on a GPU."""
+"""Share by which a float32 score may differ between devices; to be confirmed by the first run on a GPU."""
 
 FakeQuantizer = Callable[[Tensor, Storage], Tensor]
 
@@ -93,12 +93,12 @@ def exported_file(setting: Setting) -> Iterator[Finding]:
     yield Finding("weights of the file that late QAT saw otherwise", differing, limit=0)
     on_cpu = score(config, weights, torch.device("cpu"), setting)
     on_device = score(config, weights, device(), setting)
-    off = abs(on_device.bits_per_byte - on_cpu.bits_per_byte)
-    yield Finding("score on the CPU", on_cpu.bits_per_byte, "bpb")
-    yield Finding("score on the device, float32: off by", off, "bpb", limit=SAME_SCORE)
+    off = abs(on_device.nats / on_cpu.nats - 1)
+    yield Finding("score on the CPU", on_cpu.loss, "nats/token")
+    yield Finding("score on the device, float32: off by", off, "relative", limit=SAME_SCORE)
     with precision("bfloat16"):
         rounded = score(config, weights, device(), setting)
-    yield Finding("score on the device, bfloat16: off by", abs(rounded.bits_per_byte - on_cpu.bits_per_byte), "bpb")
+    yield Finding("score on the device, bfloat16: off by", abs(rounded.nats / on_cpu.nats - 1), "relative")
 
 
 def seen_weights(network: GPT) -> dict[str, Tensor]:
