@@ -15,12 +15,14 @@ from callbacks.common import Event, data_of, ends_step, find, mean_over_ranks, r
 class Monitor(Callback):
     """Log every ``trainer.log_every_n_steps`` optimizer steps; only then does the host wait for the device.
 
-    ``loss`` is the last logged training loss: the mean over a step's micro-batches and all ranks, in nats.
+    ``loss`` is the last logged training loss: the mean over a step's micro-batches and all ranks, in nats. ``metrics``
+    are all that was logged at that step.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.loss: float | None = None
+        self.metrics: dict[str, float] = {}
         self._step_loss: Tensor | None = None
         self._last = (0, 0.0)
 
@@ -57,5 +59,6 @@ class Monitor(Callback):
             metrics["tokens_per_second"] = tokens / (elapsed - last_elapsed)
         for reporter in reporters(trainer):
             metrics |= reporter.metrics(trainer)
+        self.metrics = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
