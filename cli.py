@@ -232,7 +232,9 @@ class GolfCLI(LightningCLI):
         parser = self._parser(self.config.subcommand)
         defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False))
         layers = [("defaults", defaults)]
-        inline = (word.removeprefix("--config=") for word in self.command if word.startswith("--config=") and "\n" in word)
+        inline = (
+            word.removeprefix("--config=") for word in self.command if word.startswith("--config=") and "\n" in word
+        )
         for path in self.config[self.config.subcommand].config or []:
             name, text = ("the script", next(inline)) if path is None else (str(path), path.get_content())
             layers.append((name, yaml.safe_load(text)))

@@ -1,4 +1,4 @@
-"""A file of lines that are on the disk as soon as they are written, and that a full disk ends without ending the run."""
+"""A file of lines, each on the disk as soon as it is written; a full disk ends the file, not the run."""
 
 from __future__ import annotations
 

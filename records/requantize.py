@@ -89,7 +89,9 @@ class Requantize(GolfCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Leave no record of a run."""
         trainer = super().instantiate_trainer(**kwargs, logger=False)
-        callbacks_of(trainer)[:] = [each for each in callbacks_of(trainer) if not isinstance(each, RunSummary | History)]
+        callbacks_of(trainer)[:] = [
+            each for each in callbacks_of(trainer) if not isinstance(each, RunSummary | History)
+        ]
         return trainer
 
     def before_validate(self) -> None:

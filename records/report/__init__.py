@@ -13,7 +13,7 @@ from pathlib import Path
 from components.files import write_whole
 from records.report.comparison import comparison_page
 from records.report.record import open_record
-from records.report.run_page import run_page
+from records.report.single import run_page
 
 REPORT = "report.html"
 """Name of the file in a run's folder."""

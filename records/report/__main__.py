@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m records.report", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder, .../version_N, or a sweep's")
     parser.add_argument(
-        "--out", type=Path, help="the page (default: report.html in the run's or sweep's folder, or the runs' common one)"
+        "--out",
+        type=Path,
+        help="the page (default: report.html in the run's or sweep's folder, or the runs' common one)",
     )
     options = parser.parse_args(arguments)
     runs = list(dict.fromkeys(run.resolve() for folder in options.run for run in _runs_in(folder)))

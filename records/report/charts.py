@@ -18,6 +18,8 @@ COLORS = [f"var(--color-{number})" for number in range(1, 9)]
 SHADES = [f"var(--shade-{number})" for number in range(1, 6)]
 MOST_POINTS = 1500
 """Longer curves are drawn by every second step, every third, and so on."""
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+"""The page's; a chart measures its labels in it."""
 BINS = 150
 OUTLIER = 1.5
 """A step that takes this many times the run's median is an outlier."""
@@ -26,7 +28,7 @@ MOST_OUTLIERS = 200
 CONFIG: Spec = {
     "background": "transparent",
     "view": {"stroke": None},
-    "font": "inherit",
+    "font": FONT,
     "axis": {
         "domain": False,
         "tickColor": "var(--rule)",
@@ -102,7 +104,12 @@ def loss_chart(record: Record) -> Spec | None:
         "encoding": {
             "x": {**x.axis, "field": "start"},
             "x2": {"field": "end"},
-            "fill": {"field": "phase", "type": "nominal", "scale": {"domain": names, "range": SHADES}},
+            "fill": {
+                "field": "phase",
+                "type": "nominal",
+                "scale": {"domain": names, "range": SHADES},
+                "legend": {"symbolType": "square", "symbolStrokeColor": "var(--quiet)", "symbolStrokeWidth": 0.5},
+            },
             "tooltip": [_tip("phase", "phase"), _tip("step", "from step", ",")],
         },
     }
@@ -325,9 +332,7 @@ def codes_chart(tensors: Sequence[TensorFacts], chooser: str) -> Spec:
 def overlay_chart(records: Sequence[Record], names: Sequence[str], tag: str, title: str) -> Spec | None:
     """One metric of several runs over each other."""
     x = Scale(records)
-    rows = [
-        row for record, name in zip(records, names, strict=True) for row in _metric_rows(record, x, tag, name)
-    ]
+    rows = [row for record, name in zip(records, names, strict=True) for row in _metric_rows(record, x, tag, name)]
     if tag == "train_loss":
         return _lines(rows, x, title, height=320, y_scale=_loss_scale(rows)) if rows else None
     return _lines(rows, x, title, height=220)

@@ -13,8 +13,8 @@ from records.report import charts
 from records.report.model_facts import bytes_by_kind, read_model_facts
 from records.report.page import Page, chip, table, tile
 from records.report.record import LIGHTNING_FOLDER, Record
-from records.report.run_page import NO_HISTORY, SCORES
 from records.report.settings import differing, written
+from records.report.single import NO_HISTORY, SCORES
 
 OVERLAYS = (
     ("loss", "train_loss", "nats per token", "Training loss."),

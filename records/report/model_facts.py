@@ -16,7 +16,13 @@ from components.storage import Storage
 from components.weight_coding import coded_sizes
 from components.weights_file import read_weights
 
-KINDS = {"tok_emb": "token table", "lm_head": "output head", "bigram": "bigram table", "attn": "attention", "mlp": "MLP"}
+KINDS = {
+    "tok_emb": "token table",
+    "lm_head": "output head",
+    "bigram": "bigram table",
+    "attn": "attention",
+    "mlp": "MLP",
+}
 """What is large in a network, by the module's name; all else is small."""
 SMALL = "small tensors"
 

@@ -184,7 +184,10 @@ def _settings(page: Page, record: Record) -> None:
     else:
         page.section("Settings", f"{len(found)} settings differ from {base}; all others are its own or defaults.")
         rows = [
-            (f"<code>{escape(each.name)}</code>", *map(escape, (written(each.value), written(each.before), each.source)))
+            (
+                f"<code>{escape(each.name)}</code>",
+                *map(escape, (written(each.value), written(each.before), each.source)),
+            )
             for each in found
         ]
         page.add(table(("setting", "this run", base, "set by"), rows))
