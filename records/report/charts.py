@@ -122,7 +122,7 @@ def loss_chart(record: Record) -> Spec | None:
     }
     marks = {
         "data": {"values": scores},
-        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "clip": True},
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
         "encoding": {
             "x": x.axis,
             "y": y,

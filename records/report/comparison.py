@@ -99,7 +99,7 @@ def _settings(page: Page, records: Sequence[Record], names: Sequence[str]) -> No
     if not rows:
         page.section("Settings", "All settings are the same.")
     else:
-        page.section("Settings", f"{len(rows)} settings differ; all others are the same in all runs.")
+        page.section("Settings", "These settings differ; all others are the same in all runs.")
         cells = [
             (f"<code>{escape(name)}</code>", *(escape(written(value)) for value in values))
             for name, values in rows.items()

@@ -182,7 +182,7 @@ def _settings(page: Page, record: Record) -> None:
     elif not found:
         page.section("Settings", f"Every setting is that of {base}.")
     else:
-        page.section("Settings", f"{len(found)} settings differ from {base}; all others are its own or defaults.")
+        page.section("Settings", f"These differ from {base}; all others are as it has them, or defaults.")
         rows = [
             (
                 f"<code>{escape(each.name)}</code>",

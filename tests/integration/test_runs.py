@@ -236,7 +236,9 @@ def test_an_interrupt_ends_the_run_without_a_half_written_file(data_folder: Path
     assert {
         name
         for name in left
-        if not name.startswith(("events.out", "config.yaml", "hparams.yaml", "train.log", "lock", "reached"))
+        if not name.startswith(
+            ("events.out", "config.yaml", "hparams.yaml", "history.jsonl", "train.log", "lock", "reached")
+        )
     } == set()
 
 
