@@ -20,6 +20,9 @@ MOST_POINTS = 1500
 """Longer curves are drawn by every second step, every third, and so on."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 """The page's; a chart measures its labels in it."""
+SHORT: Spec = {"labelExpr": "format(datum.value, '~s')"}
+"""An axis of large numbers."""
+TOKENS = ",.0f"
 BINS = 150
 OUTLIER = 1.5
 """A step that takes this many times the run's median is an outlier."""
@@ -51,7 +54,7 @@ CONFIG: Spec = {
         "labelFontSize": 12,
         "symbolSize": 90,
         "symbolStrokeWidth": 2,
-        "columns": {"signal": "max(1, floor(width / 150))"},
+        "columns": {"signal": "max(1, floor(width / 110))"},
         "columnPadding": 16,
         "labelLimit": 200,
         "offset": 10,
@@ -135,7 +138,7 @@ def loss_chart(record: Record) -> Spec | None:
             "tooltip": [*tooltip, _tip("bpb", "bits per byte", ".4f")],
         },
     }
-    return _chart([shading, curve, _touch(losses, x, y, tooltip), marks], height=320)
+    return _chart([shading, curve, _touch(losses, x, y, tooltip), *([marks] if scores else [])], height=320)
 
 
 def phase_spans(record: Record, x: Scale) -> Rows:
@@ -168,7 +171,7 @@ def speed_chart(record: Record) -> Spec | None:
     """Tokens a second."""
     x = Scale([record])
     rows = _metric_rows(record, x, "tokens_per_second", "tokens per second")
-    return _lines(rows, x, "tokens per second", height=220, legend=False, tip_format=",.0f", zero=True)
+    return _lines(rows, x, "tokens per second", height=220, legend=False, tip_format=TOKENS, zero=True)
 
 
 def step_durations(record: Record) -> Rows:
@@ -218,7 +221,7 @@ def step_time_chart(record: Record) -> Spec | None:
         "mark": {"type": "point", "filled": True, "size": 28, "color": COLORS[1], "opacity": 0.9},
         "encoding": {"x": x.axis, "y": y, "tooltip": [_tip("step", "step", ","), _tip("y", "ms", ",.1f")]},
     }
-    return _chart([band, line, _touch(bands, x, y, tooltip), points], height=220)
+    return _chart([band, line, _touch(bands, x, y, tooltip), *([points] if slow else [])], height=220)
 
 
 def bytes_chart(parts: Sequence[tuple[str, float]]) -> Spec:
@@ -240,7 +243,7 @@ def bytes_chart(parts: Sequence[tuple[str, float]]) -> Spec:
                 "stack": "zero",
                 "title": "bytes",
                 "scale": {"domain": [0, most], "nice": False},
-                "axis": {"format": "~s"},
+                "axis": SHORT,
             },
             "color": {
                 "field": "part",
@@ -289,7 +292,7 @@ def error_chart(tensors: Sequence[TensorFacts]) -> Spec | None:
             "field": "error",
             "type": "quantitative",
             "title": "relative error",
-            "scale": {"zero": False, "nice": True},
+            "scale": {"zero": True, "nice": True},
             "axis": {"format": ".2~%"},
         },
         "color": {"field": "role", "type": "nominal", "sort": None},
@@ -320,7 +323,7 @@ def codes_chart(tensors: Sequence[TensorFacts], chooser: str) -> Spec:
         "encoding": {
             "x": {"field": "a", "type": "quantitative", "bin": {"binned": True}, "title": "code (float16: value)"},
             "x2": {"field": "b"},
-            "y": {"field": "n", "type": "quantitative", "title": "weights", "axis": {"format": "~s"}},
+            "y": {"field": "n", "type": "quantitative", "title": "weights", "axis": SHORT},
             "tooltip": [_tip("a", "from", "~g"), _tip("b", "to", "~g"), _tip("n", "weights", ",")],
         },
     }
@@ -335,7 +338,7 @@ def overlay_chart(records: Sequence[Record], names: Sequence[str], tag: str, tit
     rows = [row for record, name in zip(records, names, strict=True) for row in _metric_rows(record, x, tag, name)]
     if tag == "train_loss":
         return _lines(rows, x, title, height=320, y_scale=_loss_scale(rows)) if rows else None
-    return _lines(rows, x, title, height=220)
+    return _lines(rows, x, title, height=220, tip_format=TOKENS if tag == "tokens_per_second" else ".4f")
 
 
 def scores_chart(records: Sequence[Record], names: Sequence[str]) -> Spec | None:
@@ -365,7 +368,7 @@ def sizes_chart(names: Sequence[str], parts: Sequence[dict[str, float]]) -> Spec
         return None
     encoding = {
         "y": {"field": "run", "type": "nominal", "title": None, "sort": list(names), "axis": {"labelLimit": 120}},
-        "x": {"field": "bytes", "type": "quantitative", "title": "bytes", "axis": {"format": "~s"}},
+        "x": {"field": "bytes", "type": "quantitative", "title": "bytes", "axis": SHORT},
         "color": {"field": "part", "type": "nominal", "sort": kinds},
         "order": {"field": "order"},
         "tooltip": [_tip("run", "run"), _tip("part", ""), _tip("bytes", "bytes", ",.0f")],
@@ -388,7 +391,8 @@ def _lines(
     if not rows:
         return None
     y = {"field": "y", "type": "quantitative", "title": title, "scale": y_scale or {"zero": zero, "nice": True}}
-    y["axis"] = {"format": "~s"} if zero else {}
+    if tip_format == TOKENS:
+        y["axis"] = SHORT
     color: Spec = {"field": "what", "type": "nominal", "sort": None}
     if not legend:
         color["legend"] = None

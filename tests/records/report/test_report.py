@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cli import main as run_cli
 from records.report import write_report
 from records.report.__main__ import main
 from tests.records.report.support import charts_of, needs_chromium, open_page
-from tests.support import FinishedRun, summary_of
+from tests.support import FinishedRun, summary_of, validate_arguments
 
 CHARTS = ["loss", "rates", "momentum", "speed", "step-time", "bytes", "errors", "codes"]
 
@@ -93,6 +94,15 @@ def test_a_run_of_an_older_program_has_no_history(copied_run: Path) -> None:
     page = write_report([copied_run])
     assert charts_of(page) == ["bytes", "errors", "codes"]
     assert "has left no history" in page.read_text()
+
+
+def test_a_validate_leaves_a_page_of_what_it_scored(finished_run: FinishedRun, tmp_path: Path) -> None:
+    artifact = finished_run.logs / "model.golf"
+    run_cli(validate_arguments(finished_run.data, tmp_path, artifact=artifact))
+    page = tmp_path / "lightning_logs" / "version_0" / "report.html"
+    assert charts_of(page) == ["bytes", "errors", "codes"]
+    assert f'<div class="score">{summary_of(tmp_path)["val_bpb"]:.4f}</div>' in page.read_text()
+    assert "<blockquote" in page.read_text()
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
