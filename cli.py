@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from callbacks.attention import AttentionBackend
@@ -29,6 +29,7 @@ from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.export import Export
+from callbacks.history import History, Layer
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
@@ -65,6 +66,9 @@ LEAVE_SECONDS = 5.0
 CodeCounter = Callable[[str], int]
 """Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
 
+ReportWriter = Callable[[Path], None]
+"""Writes a readable report of a run, given its folder."""
+
 
 class GolfCLI(LightningCLI):
     """The commands ``fit`` and ``validate``; each behavior of a run has its own section of the configuration.
@@ -72,12 +76,16 @@ class GolfCLI(LightningCLI):
     Args:
         count_code: Counts the code submitted with an artifact.
         signals: Ends the run when the process is told to.
+        write_report: Writes a report of a finished run; None for no report.
         settings: As for LightningCLI.
     """
 
-    def __init__(self, *, count_code: CodeCounter, signals: Signals, **settings: Any) -> None:
+    def __init__(
+        self, *, count_code: CodeCounter, signals: Signals, write_report: ReportWriter | None, **settings: Any
+    ) -> None:
         self.count_code = count_code
         self.signals = signals
+        self.write_report = write_report
         super().__init__(**settings)
 
     @staticmethod
@@ -144,7 +152,8 @@ class GolfCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse conflicting options and unusable checkpoints before anything is built."""
-        _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
+        self.command = args if isinstance(args, list) else sys.argv[1:]
+        _import_named_classes(self.command)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         _check_text(config)
@@ -230,7 +239,8 @@ class GolfCLI(LightningCLI):
         if init.trainer.enable_progress_bar is not False:
             added.append(BudgetProgressBar(refresh_rate=5))
         if not self._leaves_nothing():
-            added += [RunLog(), RunSummary()]
+            checkpoint = config.ckpt_path if self.subcommand == "fit" else None
+            added += [RunLog(), RunSummary(), History(self.command, self._layers(), checkpoint and Path(checkpoint))]
         self.trainer_defaults["callbacks"] = added
         replace_observer()
         separate_restarts()
@@ -239,6 +249,19 @@ class GolfCLI(LightningCLI):
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
         return trainer
+
+    def _layers(self) -> list[Layer]:
+        """The program's default settings and each configuration file's, later ones over earlier ones."""
+        parser = self._parser(self.config.subcommand)
+        defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False))
+        layers = [("defaults", defaults)]
+        inline = (
+            word.removeprefix("--config=") for word in self.command if word.startswith("--config=") and "\n" in word
+        )
+        for path in self.config[self.config.subcommand].config or []:
+            name, text = ("the script", next(inline)) if path is None else (str(path), path.get_content())
+            layers.append((name, yaml.safe_load(text)))
+        return layers
 
     def _loggers(self, trainer: Any) -> list[Logger] | bool:
         """The run's own folder with TensorBoard's log, and the loggers that the user lists."""
@@ -260,10 +283,29 @@ class GolfCLI(LightningCLI):
             load_weights(self.model.network, self.weights, config.artifact or config.weights)
 
     def after_fit(self) -> None:
-        """Fail if the result is too large to submit; everything is saved already."""
+        """Leave a report, and fail if the result is too large to submit; everything is saved already."""
+        self._report()
         excess = find(self.trainer, Export).excess()
         if excess:
             raise UserError(excess)
+
+    def after_validate(self) -> None:
+        """Leave a report."""
+        if not self._leaves_nothing():
+            self._report()
+
+    def _report(self) -> None:
+        log_dir = self.trainer.log_dir  # a broadcast from rank 0, so every rank must take part
+        if self.write_report is None or not self.trainer.is_global_zero:
+            return
+        assert log_dir is not None
+        try:
+            self.write_report(Path(log_dir))
+        except OSError as error:
+            rank_zero_warn(
+                f"The run has no report ({describe_os_error(error)}); make room and run python -m records.report "
+                f"{log_dir}."
+            )
 
 
 CLI = TypeVar("CLI", bound=GolfCLI)
@@ -377,14 +419,25 @@ def _count_packed(config: str) -> int:
     return compressed_bytes(config)
 
 
-def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
+def _write_report(folder: Path) -> None:
+    from records.report import write_report
+
+    write_report([folder])
+
+
+def main(
+    args: list[str] | None = None,
+    count_code: CodeCounter = _count_packed,
+    write_report: ReportWriter | None = _write_report,
+) -> GolfCLI:
     """Run ``fit`` or ``validate``; see `run_cli`.
 
     Args:
         args: The command and its options; those of the process if None.
         count_code: Counts the code submitted with an artifact; by default the packed script.
+        write_report: Writes a report of a finished run; None for no report.
     """
-    return run_cli(GolfCLI, args, SaveConfigCallback, count_code)
+    return run_cli(GolfCLI, args, SaveConfigCallback, count_code, write_report)
 
 
 def run_cli(
@@ -392,6 +445,7 @@ def run_cli(
     args: list[str] | None,
     save_config: type[SaveConfigCallback] | None,
     count_code: CodeCounter = _count_packed,
+    write_report: ReportWriter | None = None,
 ) -> CLI:
     """Run a command line; an error that the user can fix ends in one sentence and exit code 1.
 
@@ -400,6 +454,7 @@ def run_cli(
         args: The command and its options; those of the process if None.
         save_config: Saves the configuration in the run's log folder; None if the command leaves none.
         count_code: Counts the code submitted with an artifact; by default the packed script.
+        write_report: Writes a report of a finished run; None for no report.
     """
     signals = Signals()
     with signals.handled():
@@ -407,6 +462,7 @@ def run_cli(
             return cli_class(
                 count_code=count_code,
                 signals=signals,
+                write_report=write_report,
                 model_class=GPTModule,
                 datamodule_class=FineWeb,
                 save_config_callback=save_config,

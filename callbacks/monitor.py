@@ -41,12 +41,14 @@ class Monitor(Callback):
     if one of them is not finite. Loss, tokens per second, the gradient's norm, every reporter's metrics and, as text,
     events go to TensorBoard.
 
-    ``loss`` is the last logged training loss: the mean over a step's micro-batches and all ranks, in nats.
+    ``loss`` is the last logged training loss: the mean over a step's micro-batches and all ranks, in nats. ``metrics``
+    are all that was logged at that step.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.loss: float | None = None
+        self.metrics: dict[str, float] = {}
         self._step_loss: Tensor | None = None
         self._unseen: list[_Step] = []
         self._last = (0, 0.0)
@@ -133,6 +135,7 @@ class Monitor(Callback):
             metrics["tokens_per_second"] = tokens / (elapsed - last_elapsed)
         for reporter in reporters(trainer):
             metrics |= reporter.metrics(trainer)
+        self.metrics = metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from callbacks.common import callbacks_of, find
 from callbacks.export import Export, score_artifact
+from callbacks.history import History
 from callbacks.scoring import ValidationScore
 from callbacks.summary import RunSummary
 from cli import GolfCLI, run_cli
@@ -88,7 +89,9 @@ class Requantize(GolfCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Leave no record of a run."""
         trainer = super().instantiate_trainer(**kwargs, logger=False)
-        callbacks_of(trainer)[:] = [each for each in callbacks_of(trainer) if not isinstance(each, RunSummary)]
+        callbacks_of(trainer)[:] = [
+            each for each in callbacks_of(trainer) if not isinstance(each, RunSummary | History)
+        ]
         return trainer
 
     def before_validate(self) -> None:

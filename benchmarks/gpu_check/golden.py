@@ -25,9 +25,9 @@ from components.public_artifact import read_public_artifact
 from components.quantization import Nearest, load_state
 from components.scorer import SlidingWindows
 from components.scoring import WindowLoader
+from components.tokenizer import load_tokenizer
 from datamodules.shards import find_shards, open_shard
 from datamodules.stream import SpanLoader, TokenStream
-from datamodules.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tests.components.support import at_most_a_gibibyte_more
 from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning creates before it asks for the data; none of it is a result.
-LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "train.log")
+LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "history.jsonl", "train.log")
 
 
 @pytest.fixture
