@@ -24,7 +24,7 @@ STANDARD_INPUT = "-"
 
 SECTION_BYTES = 1 << 13
 """A plain text file is cut into documents at the first blank line after this many bytes."""
-LONG_SECTION_BYTES = 1 << 15
+LONG_SECTION_BYTES = 1 << 14
 """Where no blank line comes, it is cut at the first end of a line after this many."""
 
 _SUFFIX_FORMATS: dict[str, Format] = {
@@ -152,7 +152,7 @@ def _read_text(file: BinaryIO, source: str) -> Iterator[bytes]:
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{source} is not UTF-8 text (byte {num_bytes + error.start}): convert it, such as by "
-                "`iconv -f latin1 -t utf-8`"
+                "`iconv -f latin1 -t utf-8`, or `-f utf-16` if Windows wrote it"
             ) from error
         num_bytes += len(document)
         if not document.isspace():

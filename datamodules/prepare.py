@@ -116,15 +116,20 @@ def _count_for_validation(documents: Iterator[bytes]) -> tuple[Iterator[bytes], 
 
 
 def _at_least_one(documents: Iterator[bytes], source: str, num_val: int) -> Iterator[bytes]:
+    """The same documents, of which there must be one; ``num_val`` went before them into validation."""
     first = next(documents, None)
-    if first is None:
+    if first is not None:
+        return chain([first], documents)
+    if num_val == 0:
+        raise UserError(f"{source} has no text: give a file that has")
+    if num_val == 1:
         raise UserError(
-            f"{source} has no document to train on after the first {num_val}, for validation: give more text or a "
-            f"smaller --val-docs"
-            if num_val
-            else f"{source} has no text: give a file that has"
+            f"{source} is a single document, and validation and training need one each: give more text, or one with "
+            "ends of lines to cut it at"
         )
-    return chain([first], documents)
+    raise UserError(
+        f"{source} has only {num_val} documents, all for validation: give more text or a --val-docs under {num_val}"
+    )
 
 
 def ids_digest(ids: TokenIds) -> bytes:
@@ -248,7 +253,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--val-docs",
-        type=int,
+        type=_not_negative,
         help="number of documents, from the first on, for validation "
         f"(default: a twentieth of them, at most {VAL_DOCS:,})",
     )
@@ -266,6 +271,13 @@ def main() -> None:
     if args.val_docs is None:
         print(f"validation is a twentieth of the documents, at most {VAL_DOCS:,}: give --val-docs for another number")
     print(manifest.report(args.out))
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
 
 
 def _sources(given: str) -> list[str]:

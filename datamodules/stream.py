@@ -227,7 +227,7 @@ class StreamLoader(ABC):
             self._said_wrapped = True
             warnings.warn(
                 f"the {len(self.stream)} training tokens have all been read and are now read again; "
-                "more shards would avoid the repetition",
+                "more text would avoid the repetition",
                 stacklevel=2,
             )
 

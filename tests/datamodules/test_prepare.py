@@ -165,8 +165,8 @@ def test_document_hashes_see_where_documents_end(tmp_path: Path) -> None:
             {},
             "no room .* --vocab-size [78]\\d\\d or",
         ),
-        (DOCUMENTS[:5], {}, "words has no document to train on after the first 5, for validation: .* --val-docs"),
-        (DOCUMENTS[:1], {"val_docs": None}, "words has no document to train on after the first 1, for validation"),
+        (DOCUMENTS[:5], {}, "words has only 5 documents, all for validation: .* a --val-docs under 5"),
+        (DOCUMENTS[:1], {"val_docs": None}, "words is a single document, and validation and training need one each"),
         ([b" ".join(DOCUMENTS)] * 9, {}, "no document to train on that is not one of the 5 for validation too"),
         ([], {"val_docs": 0}, "words has no text"),
         (DOCUMENTS, {"tokenizer": Path("gone.model")}, r"no tokenizer at gone\.model"),
@@ -221,6 +221,12 @@ def test_command_reports_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.stderr.startswith(b"error: line 2 of - is not a JSON object")
     assert result.stderr.count(b"\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_command_refuses_a_negative_number_of_documents(tmp_path: Path) -> None:
+    result = command("-", "--out", tmp_path / "out", "--val-docs", -1)
+    assert result.returncode == 2
+    assert b"argument --val-docs: -1 is less than 0" in result.stderr
 
 
 def test_command_trains_a_tokenizer_of_1024_pieces_unless_told(tmp_path: Path) -> None:
