@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchm
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-record test test-slow lint format bench gpu-program tensorboard clean
+.PHONY: help setup demo demo-record test test-slow rehearsal lint format bench gpu-program tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
 
 test-slow: $(READY) ## the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+rehearsal: $(READY) ## two hosts on this machine, a cut cable and a restart (needs root and ip netns)
+	@$(BIN)/python -m pytest -rs -m slow tests/integration/test_two_hosts.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

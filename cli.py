@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
@@ -34,27 +34,28 @@ from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
-from callbacks.run_folder import RunFolder, last_checkpoint
+from callbacks.ranks import Ranks, end_children, leave, replace_observer, separate_restarts, speaks
+from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
-from callbacks.signals import Signals
+from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
 from components.checkpoint_reading import read_checkpoint
-from components.errors import UserError, describe_os_error
+from components.errors import LostRankError, UserError, describe_os_error
 from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
 from components.storage import RECIPE
+from components.tokenizer import load_tokenizer
 from components.weights_file import read_weights
 from datamodules.fineweb import FineWeb
 from datamodules.stream import check_batch
-from datamodules.tokenizer import load_tokenizer
 from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
@@ -71,6 +72,9 @@ CHECKED_ALONE: dict[str, type] = {
 }
 """Sections whose settings can be checked before anything is built, by making an object of them."""
 
+LEAVE_SECONDS = 5.0
+"""How long rank 0 waits for the processes that Lightning started, before it ends them."""
+
 CodeCounter = Callable[[str], int]
 """Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
 
@@ -80,11 +84,13 @@ class GolfCLI(LightningCLI):
 
     Args:
         count_code: Counts the code submitted with an artifact.
+        signals: Ends the run when the process is told to.
         settings: As for LightningCLI.
     """
 
-    def __init__(self, *, count_code: CodeCounter, **settings: Any) -> None:
+    def __init__(self, *, count_code: CodeCounter, signals: Signals, **settings: Any) -> None:
         self.count_code = count_code
+        self.signals = signals
         super().__init__(**settings)
 
     @staticmethod
@@ -191,11 +197,24 @@ class GolfCLI(LightningCLI):
         if self.weights is not None:
             check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
         _check_size(sum(map(math.prod, shapes.values())))
-        if self._goes_on_from_last():
-            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir or "."), self._whole_config()))
-            self._check_checkpoint()
+        self._choose_checkpoint()
         if self._leaves_nothing():
             self.save_config_callback = None
+
+    def _choose_checkpoint(self) -> None:
+        """Find the checkpoint of a run that torchrun has restarted, or that ``--ckpt_path last`` asks for."""
+        if self.subcommand != "fit":
+            return
+        config = self.config.fit
+        runs = Path(config.trainer.default_root_dir or ".")
+        saved = checkpoint_of_launch(runs, self._whole_config()) if is_restarted() else None
+        if saved is not None:
+            rank_zero_info(f"torchrun has restarted this run: it goes on from {saved}.")
+        elif self._goes_on_from_last():
+            saved = last_checkpoint(runs, self._whole_config())
+        if saved is not None:
+            config.ckpt_path = str(saved)
+            self._check_checkpoint()
 
     def _goes_on_from_last(self) -> bool:
         return self.config.subcommand == "fit" and self.config.fit.ckpt_path == "last"
@@ -216,7 +235,7 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
-        added = [Signals(), ValidationScore(), Monitor()]
+        added = [self.signals, Ranks(), ValidationScore(), Monitor()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         if init.trainer.enable_progress_bar is not False:
@@ -224,6 +243,8 @@ class GolfCLI(LightningCLI):
         if not self._leaves_nothing():
             added += [RunLog(), RunSummary()]
         self.trainer_defaults["callbacks"] = added
+        replace_observer()
+        separate_restarts()
         trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
@@ -444,33 +465,53 @@ def run_cli(
         save_config: Saves the configuration in the run's log folder; None if the command leaves none.
         count_code: Counts the code submitted with an artifact; by default the packed script.
     """
-    try:
-        return cli_class(
-            count_code=count_code,
-            model_class=GPTModule,
-            datamodule_class=FineWeb,
-            save_config_callback=save_config,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1337,
-            auto_configure_optimizers=False,
-            args=args,
-        )
-    except (UserError, MisconfigurationException) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {describe_os_error(error)}")
-    except ValueError as error:
-        # The parser wraps the error of a class if its setting may also be null or a list.
-        reason = next((cause for cause in _causes(error) if isinstance(cause, UserError | ModuleNotFoundError)), None)
-        if reason is None:
-            raise
-        if isinstance(reason, UserError):
-            sys.exit(f"error: {reason}")
-        said = " ".join(str(reason).split())
-        sys.exit(
-            f"error: A class that the settings name needs a package that is not installed ({said}); install it, or "
-            "leave the class out."
-        )
+    signals = Signals()
+    with signals.handled():
+        try:
+            return cli_class(
+                count_code=count_code,
+                signals=signals,
+                model_class=GPTModule,
+                datamodule_class=FineWeb,
+                save_config_callback=save_config,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=1337,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        except Stopped as stopped:
+            if stopped.sentence is not None and speaks():
+                print(f"\n{stopped.sentence}", file=sys.stderr, flush=True)  # below a progress bar
+            end_children(LEAVE_SECONDS)
+            leave(stopped.code)  # at once: with torch loaded, the interpreter takes seconds to end by itself
+        except LostRankError as error:
+            if speaks():
+                print(f"error: {error}", file=sys.stderr)
+            leave(1)
+        except (UserError, MisconfigurationException) as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(describe_os_error(error))
+        except ValueError as error:
+            # The parser wraps the error of a class if its setting may also be null or a list.
+            known = (UserError, ModuleNotFoundError)
+            reason = next((cause for cause in _causes(error) if isinstance(cause, known)), None)
+            if reason is None:
+                raise
+            if isinstance(reason, UserError):
+                _fail(str(reason))
+            said = " ".join(str(reason).split())
+            _fail(
+                f"A class that the settings name needs a package that is not installed ({said}); install it, or leave "
+                "the class out."
+            )
+
+
+def _fail(sentence: str) -> NoReturn:
+    """End with an error's sentence, unless another rank has said what ends the run."""
+    is_said = speaks()
+    end_children(LEAVE_SECONDS)
+    sys.exit(f"error: {sentence}" if is_said else 1)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -52,7 +52,7 @@ class Written:
 
 
 class Export(Reporter):
-    """Score the float weights, write them as an artifact, read the file back, and score its contents.
+    """Write the weights as an artifact, score them as floats, read the file back, and score its contents.
 
     The second score is the run's result. The float weights are also saved, as a ``.safetensors`` file beside the
     artifact, and the network has them again afterward.
@@ -116,16 +116,17 @@ class Export(Reporter):
         refuse_idle_rules(network.shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the float weights and save them, then write the artifact, read it back, and score it."""
+        """Save the float weights, write the artifact, score the float weights, and score what the artifact holds."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
-        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
         stored = self.quantize(trainer, network)
         path = self.artifact_path(trainer)
         _on_rank_zero(trainer, lambda: self._save_floats(trainer, path, network, stored))
         written = self.write(trainer, network, stored, path)
         bytes_code = _on_rank_zero(trainer, self.count_code)
-        self.score, seconds = score_artifact(trainer, pl_module, written.artifact)
+        # Only now the scores, which may take minutes: a signal then leaves the artifact behind.
+        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", not_scored(path))
+        self.score, seconds = score_artifact(trainer, pl_module, written.artifact, path)
         self._facts = {
             "artifact": str(path),
             "bytes_model": written.num_bytes,
@@ -275,8 +276,19 @@ class Export(Reporter):
         ]
 
 
-def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artifact) -> tuple[Score, float]:
+def not_scored(path: Path) -> str:
+    """What to tell the user of an artifact whose scoring a signal has ended, as a clause."""
+    return f"{path} is whole, but not scored; score it with validate --artifact {path}"
+
+
+def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artifact, path: Path) -> tuple[Score, float]:
     """Score an artifact's weights as a run's result; the network has its own again afterward.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module whose network takes the weights.
+        artifact: What was written.
+        path: Where it was written.
 
     Returns:
         The score and the seconds it took.
@@ -284,7 +296,7 @@ def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artif
     network = network_of(pl_module)
     floats = {name: p.detach().clone() for name, p in network.named_parameters()}
     network.load_state_dict(load_state(artifact.tensors))
-    scored = score_result(trainer, pl_module, "scoring the artifact")
+    scored = score_result(trainer, pl_module, "scoring the artifact", not_scored(path))
     network.load_state_dict(floats)
     return scored
 

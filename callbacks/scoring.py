@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import Reporter, Stage, data_of, network_of
+from callbacks.common import Reporter, Stage, data_of, find, network_of
+from callbacks.signals import Signals
 from components.scorer import ScoringPass
 from components.scoring import Score
 
@@ -55,12 +56,24 @@ class ValidationScore(Reporter):
         return {**score_summary(self.score), "eval_time_seconds": self._seconds}
 
 
-def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tuple[Score, float]:
-    """Score the network as a run's result, outside the trainer's loops; returns the score and the seconds it took."""
+def score_result(trainer: Trainer, pl_module: LightningModule, title: str, done: str) -> tuple[Score, float]:
+    """Score the network as a run's result, outside the trainer's loops.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        title: Text of the progress bar.
+        done: What to tell the user, as a clause, if a signal ends the scoring.
+
+    Returns:
+        The score, and the seconds that it took.
+    """
     started = time.perf_counter()
+    scoring = data_of(trainer).final_pass(title)
+    find(trainer, Signals).may_end(scoring, done)
     pl_module.eval()
     with trainer.precision_plugin.val_step_context():
-        score = data_of(trainer).final_pass(title).run(network_of(pl_module), shows_progress(trainer))
+        score = scoring.run(network_of(pl_module), shows_progress(trainer))
     return score, time.perf_counter() - started
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,7 +129,12 @@ class WindowLoader:
         device: The batches' device.
         rank: This process among ``world_size``.
         world_size: Processes that share the work.
+
+    Attributes:
+        before_batch: Called before each batch; it may end the scoring by raising.
     """
+
+    before_batch: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -186,6 +191,8 @@ class WindowLoader:
     def batches(self, chunk: Chunk) -> Iterator[WindowBatch]:
         """Assemble this rank's batches of a chunk in order."""
         for first in self._first_windows(chunk):
+            if self.before_batch is not None:
+                self.before_batch()
             yield self._assemble(first, chunk.end_window)
 
     def _first_windows(self, chunk: Chunk) -> list[int]:

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from components.command import run_command
 from components.errors import UserError
+from components.tokenizer import load_tokenizer
 from datamodules.documents import FORMATS, STANDARD_INPUT, find_files, read_documents
 from datamodules.manifest import TOKENIZER_NAME, FileRecord, Manifest, SplitRecord
 from datamodules.shards import Split, TokenIds, write_shards
-from datamodules.tokenizer import load_tokenizer, train_tokenizer
+from datamodules.tokenizer import train_tokenizer
 
 SHARD_TOKENS = 100_000_000
 TOKENIZER_TEXT_BYTES = 1 << 25

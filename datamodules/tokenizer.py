@@ -1,4 +1,4 @@
-"""Load a SentencePiece tokenizer, or train one with the published export's options."""
+"""Train a SentencePiece tokenizer with the published export's options, and check the ids of a text against one."""
 
 import io
 import re
@@ -16,30 +16,6 @@ ENOUGH_IDS = 10_000
 """Any text this long uses its whole range of ids: SentencePiece gives single letters the last ids."""
 MAX_DOCUMENT_BYTES = 1 << 26
 """The largest allowed document, which bounds memory. The trainer uses every document up to this size."""
-
-
-def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model with `vocab_size` pieces, or any number if that is None.
-
-    Raises:
-        UserError: the file is missing, is not a SentencePiece model, or has a different vocabulary size.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no tokenizer at {path}: give the .model file that the shards were made with, "
-            "which `python -m datamodules.download` and `python -m datamodules.prepare` put beside them"
-        )
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{path} is not a SentencePiece model or is damaged: download or train it again") from error
-    if vocab_size is not None and len(tokenizer) != vocab_size:
-        raise UserError(
-            f"tokenizer {path} has {len(tokenizer)} pieces where {vocab_size} are configured: "
-            "set the vocabulary size to the tokenizer's or give the tokenizer that the shards were made with"
-        )
-    return tokenizer
 
 
 def check_vocabulary(ids: NDArray[np.integer], vocab_size: int, where: Path) -> None:

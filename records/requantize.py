@@ -129,7 +129,7 @@ class Requantize(GolfCLI):
         network = self.model.network
         stored = export.quantize(self.trainer, network, calibrated)
         written = export.write(self.trainer, network, stored, path)
-        score, seconds = score_artifact(self.trainer, self.model, written.artifact)
+        score, seconds = score_artifact(self.trainer, self.model, written.artifact, path)
         self._print(
             f"{path}: {written.num_bytes:,} bytes, {score.bits_per_byte:.6f} bits per byte, scored in {seconds:.1f} s"
         )

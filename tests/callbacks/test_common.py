@@ -37,6 +37,7 @@ from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.schedule import Schedule
+from callbacks.signals import Signals
 from callbacks.warmup import CompileWarmup
 from cli import main
 from tests.callbacks.support import trainer_of
@@ -218,7 +219,8 @@ def test_fewer_warmup_steps_than_forms_are_refused(data_folder: Path, tmp_path: 
 def test_the_callbacks_that_a_user_lists_stand_in_their_stages(toy_run: FinishedRun) -> None:
     callbacks = toy_run.cli.trainer.callbacks
     assert [stage_of(callback) for callback in callbacks] == sorted(stage_of(callback) for callback in callbacks)
-    assert isinstance(callbacks[-1], Checkpoints)
+    assert isinstance(callbacks[-2], Checkpoints)
+    assert isinstance(callbacks[-1], Signals)  # ends the run, once all is saved
     names = [type(callback).__name__ for callback in callbacks]
     assert names.index("Schedule") < names.index("Toy") < names.index("Monitor")
     assert names.index("Averaging") < names.index("Undeclared")
