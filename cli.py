@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -55,10 +56,22 @@ from components.storage import RECIPE
 from components.tokenizer import load_tokenizer
 from components.weights_file import read_weights
 from datamodules.fineweb import FineWeb
+from datamodules.stream import check_batch
 from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
 """Packages whose classes may be named without their module."""
+
+CHECKED_ALONE: dict[str, type] = {
+    "attention": AttentionBackend,
+    "warmup": CompileWarmup,
+    "clock": Clock,
+    "checkpoint": Checkpoints,
+    "schedule": Schedule,
+    "loops": Loops,
+    "scoring": ScoringConfig,
+}
+"""Sections whose settings can be checked before anything is built, by making an object of them."""
 
 LEAVE_SECONDS = 5.0
 """How long rank 0 waits for the processes that Lightning started, before it ends them."""
@@ -175,7 +188,6 @@ class GolfCLI(LightningCLI):
         The file's shapes are compared with the network's before any memory is spent on a network.
         """
         config = self.config[self.subcommand]
-        _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
         self.weights: dict[str, Tensor] | None = None
         settings = None
@@ -189,9 +201,8 @@ class GolfCLI(LightningCLI):
             _check_network(settings, config.get("artifact") or config.get("weights"))
             for name, value in settings.items():
                 config.model[name] = value
-        _take_vocabulary(config)
-        network = GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
-        shapes = shapes_of(network)
+        _check_settings(config, for_training=self.subcommand == "fit")
+        shapes = shapes_of(_network_settings(config))
         if self.weights is not None:
             check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
         _check_size(sum(map(math.prod, shapes.values())))
@@ -347,6 +358,47 @@ def _check_text(config: Any) -> None:
                 )
 
 
+def _network_settings(config: Any) -> GPTConfig:
+    return GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
+
+
+def _check_settings(config: Any, for_training: bool) -> None:
+    """Fill in the vocabulary, and name everything that is wrong, so that one start shows it all.
+
+    Raises:
+        UserError: The machine, the tokenizer or a section cannot be as set.
+    """
+    checks: list[Callable[[], object]] = [
+        lambda: _check_accelerator(config.trainer),
+        lambda: _take_vocabulary(config),
+        lambda: config.model.bos_id is None or _network_settings(config),  # its vocabulary may be unknown
+    ]
+    checks += [partial(part, **config[section].as_dict()) for section, part in CHECKED_ALONE.items()]
+    if for_training:
+        checks.append(lambda: _check_step(config))
+    problems = [problem for check in checks if (problem := _problem_of(check))]
+    if len(problems) > 1:
+        numbered = (f"({number}) {problem.removesuffix('.')}" for number, problem in enumerate(problems, start=1))
+        raise UserError(f"{len(problems)} things are wrong: {'; '.join(numbered)}.")
+    if problems:
+        raise UserError(problems[0])
+
+
+def _check_step(config: Any) -> None:
+    data, devices = config.data, config.trainer.devices
+    world_size = devices * config.trainer.num_nodes if isinstance(devices, int) and devices > 0 else 1
+    if data.train_seq_len > 0 and data.train_micro_batches > 0:
+        check_batch(data.train_batch_tokens, data.train_micro_batches, data.train_seq_len, world_size)
+
+
+def _problem_of(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
@@ -375,12 +427,24 @@ def _take_vocabulary(config: Any) -> None:
 
 
 def _check_accelerator(trainer: Any) -> None:
+    """Refuse a device that is not there; leave an Apple GPU alone, which cannot compute in float64.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/mps.html. Scores and quantized weights need float64.
+    """
+    if trainer.accelerator == "mps":
+        raise UserError(
+            "trainer.accelerator is mps, and Apple's GPUs have no float64, which scores and quantization need; set it "
+            "to cpu."
+        )
+    if trainer.accelerator == "auto" and torch.backends.mps.is_available():
+        trainer.accelerator = "cpu"
+        rank_zero_info("Running on the CPU: Apple's GPUs have no float64, which scores and quantization need.")
     if trainer.accelerator not in ("gpu", "cuda"):
         return
     if not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator asks for a GPU and this machine has none; add --config configs/cpu.yaml, after the "
-            "run's own, to run on the CPU."
+            "trainer.accelerator asks for a GPU and this machine has none; add, after the run's own, --config "
+            "configs/laptop.yaml for a small network in ten minutes, or --config configs/cpu.yaml for the same one."
         )
     num_gpus = torch.cuda.device_count()
     if isinstance(trainer.devices, int) and trainer.devices > num_gpus:

@@ -39,20 +39,24 @@ class ScoringConfig:
         Raises:
             UserError: A stride is 0 or over the window, or a size is not positive.
         """
-        for name in ("seq_len", "windows_per_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"scoring.{name} is {getattr(self, name)}; set it to at least 1.")
+        problems = [
+            f"scoring.{name} is {getattr(self, name)}; set it to at least 1."
+            for name in ("seq_len", "windows_per_batch")
+            if getattr(self, name) < 1
+        ]
         for name, least, or_none in (("stride", 1, ""), ("val_stride", 0, ", 0 for whole windows")):
             stride = getattr(self, name)
             if not least <= stride <= self.seq_len:
-                raise UserError(
+                problems.append(
                     f"scoring.{name} is {stride}; set it from {least} to scoring.seq_len ({self.seq_len}){or_none}: "
                     "other windows would score no target or skip some."
                 )
         if self.max_tokens < 0 or self.max_tokens == 1:
-            raise UserError(
+            problems.append(
                 f"scoring.max_tokens is {self.max_tokens}; set it to 0 for all or to at least 2, one id and its target."
             )
+        if problems:
+            raise UserError(" ".join(problems))
 
 
 @dataclass(frozen=True)
