@@ -45,7 +45,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(data_folder: Path, tm
         step = saved_step(process)
         assert 4 <= step < 12
         left = {path.name for path in runs.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".log")}
-        assert {name for name in left if not name.startswith(("events.out", "lock", "reached"))} == {
+        assert {name for name in left if not name.startswith(("events.out", "history", "lock", "reached"))} == {
             f"step_{step}.ckpt"
         }
     resumed = main([*fit(data_folder, runs)[1:], "--ckpt_path=last"])
