@@ -260,7 +260,7 @@ def run_settings(variant: Variant, seed: int, steps: int) -> Settings:
         "trainer.precision": "32-true",
         "trainer.max_steps": steps,
         "trainer.limit_val_batches": 0,
-        "trainer.enable_checkpointing": False,
+        "checkpoint.every_seconds": 0,
         "trainer.enable_progress_bar": False,
         "trainer.enable_model_summary": False,
         "trainer.callbacks": [{"class_path": "benchmarks.ladder.runs.Pace"}],

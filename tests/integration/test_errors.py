@@ -22,7 +22,15 @@ from tests.components.support import at_most_a_gibibyte_more
 from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning creates before it asks for the data; none of it is a result.
-LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "history.jsonl", "train.log")
+LEFT_BY_LIGHTNING = (
+    "events.out.tfevents.",
+    "config.yaml",
+    "hparams.yaml",
+    "history.jsonl",
+    "lock",
+    "reached",
+    "train.log",
+)
 
 
 @pytest.fixture
@@ -112,7 +120,7 @@ def test_a_token_id_outside_the_vocabulary(
     ids[position] = 1024
     write_shard(shard(data_folder), ids)
     # Without checkpoints: one saved before the id is read would rightly be kept.
-    settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.enable_checkpointing": "false"}
+    settings = {"model.model_dim": 64, "model.num_heads": 2, "checkpoint.every_seconds": 0}
     sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
     assert f"token id 1024 at position {position} of {shard(data_folder)} is outside the vocabulary of 1024" in sentence
 
