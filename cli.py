@@ -306,16 +306,15 @@ class GolfCLI(LightningCLI):
             self._report()
 
     def _report(self) -> None:
-        log_dir = self.trainer.log_dir  # a broadcast from rank 0, so every rank must take part
-        if self.write_report is None or not self.trainer.is_global_zero:
+        folder = find(self.trainer, History).folder
+        if self.write_report is None or folder is None:
             return
-        assert log_dir is not None
         try:
-            self.write_report(Path(log_dir))
+            self.write_report(folder)
         except OSError as error:
             rank_zero_warn(
                 f"The run has no report ({describe_os_error(error)}); make room and run python -m records.report "
-                f"{log_dir}."
+                f"{folder}."
             )
 
 

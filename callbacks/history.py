@@ -48,12 +48,16 @@ class History(Callback):
         command: The words of the command line.
         layers: Where the settings come from, later ones over earlier ones.
         checkpoint: The checkpoint from which the run goes on.
+
+    Attributes:
+        folder: The run's folder; None on other ranks than 0.
     """
 
     def __init__(self, command: Sequence[str], layers: Sequence[Layer], checkpoint: Path | None = None) -> None:
         super().__init__()
         self._start = {"command": list(command), "layers": [list(layer) for layer in layers]}
         self._checkpoint = checkpoint
+        self.folder: Path | None = None
         self._file: LineFile | None = None
         self._step_seconds: list[float] = []
         self._last_elapsed = 0.0
@@ -63,7 +67,8 @@ class History(Callback):
         log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
-            self._file = LineFile(Path(log_dir) / HISTORY)
+            self.folder = Path(log_dir)
+            self._file = LineFile(self.folder / HISTORY)
             self._write({"kind": "start", **self._start})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
