@@ -14,6 +14,7 @@ from records.statistics import compare, describe
 
 SCRIPT_NAME = "train_gpt.py"
 REQUIREMENTS = (
+    "PyYAML",
     "docstring_parser",
     "jsonargparse",
     "lightning",
