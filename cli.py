@@ -27,17 +27,21 @@ from callbacks.averaging import Averaging
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
+from callbacks.dashboard import Dashboard
 from callbacks.export import Export
+from callbacks.hyperparameters import Hyperparameters
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar
 from callbacks.run_folder import RunFolder, last_checkpoint
 from callbacks.run_log import RunLog
+from callbacks.sample import Sample
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals
 from callbacks.summary import RunSummary
+from callbacks.tensorboard_log import TensorBoardLog
 from callbacks.warmup import CompileWarmup
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
@@ -204,7 +208,7 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
-        added = [Signals(), ValidationScore(), Monitor()]
+        added = [Signals(), ValidationScore(), Sample(), Monitor(), Hyperparameters(), Dashboard()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         if init.trainer.enable_progress_bar is not False:
@@ -219,16 +223,19 @@ class GolfCLI(LightningCLI):
         return trainer
 
     def _loggers(self, trainer: Any) -> list[Logger] | bool:
-        """The run's own folder with TensorBoard's log, and the loggers that the user lists."""
-        if self._leaves_nothing() or trainer.logger is False:
+        """The run's own folder, TensorBoard's log in it, and the loggers that the user lists; ``false`` for no log."""
+        if self._leaves_nothing():
             return False
-        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         folder = RunFolder(Path(trainer.default_root_dir or "."))
-        return [folder, *(logger for logger in listed if isinstance(logger, Logger))]
+        if trainer.logger is False:
+            return [folder]
+        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        return [folder, TensorBoardLog(folder), *(logger for logger in listed if isinstance(logger, Logger))]
 
     def before_fit(self) -> None:
-        """Give the export a counter of this configuration's code."""
+        """Give the export a counter of this configuration's code, and the loggers the configuration."""
         text = self._parser("fit").dump(self.config.fit, skip_none=False)
+        find(self.trainer, Hyperparameters).settings = yaml.safe_load(text)
         find(self.trainer, Export).count_code = lambda: self.count_code(text)
 
     def before_validate(self) -> None:

@@ -1,15 +1,14 @@
-"""What TensorBoard shows of a run: loss, tokens per second, every reporter's metrics, and events as text."""
+"""What loggers get of a run as it trains: loss, tokens per second and every reporter's metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.clock import Clock
-from callbacks.common import Event, data_of, ends_step, find, mean_over_ranks, reporters
+from callbacks.common import data_of, ends_step, find, log_metrics, mean_over_ranks, reporters
 
 
 class Monitor(Callback):
@@ -40,22 +39,15 @@ class Monitor(Callback):
             self._log(trainer, self._step_loss)
         self._step_loss = None
 
-    def on_event(self, trainer: Trainer, event: Event) -> None:
-        """Log the event as text at the current step."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(event.tag, event.sentence, trainer.global_step)
-
     def _log(self, trainer: Trainer, step_loss: Tensor) -> None:
         self.loss = float(mean_over_ranks(step_loss))
         elapsed = find(trainer, Clock).elapsed
         last_step, last_elapsed = self._last
         self._last = (trainer.global_step, elapsed)
-        metrics = {"train_loss": self.loss, "epoch_of_data": data_of(trainer).epoch}
+        metrics = {"loss/train": self.loss, "speed/epoch_of_data": data_of(trainer).epoch}
         if elapsed > last_elapsed:
             tokens = (trainer.global_step - last_step) * data_of(trainer).train_batch_tokens
-            metrics["tokens_per_second"] = tokens / (elapsed - last_elapsed)
+            metrics["speed/tokens_per_second"] = tokens / (elapsed - last_elapsed)
         for reporter in reporters(trainer):
             metrics |= reporter.metrics(trainer)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_metrics(trainer, metrics)
