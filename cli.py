@@ -33,7 +33,7 @@ from callbacks.hyperparameters import Hyperparameters
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
-from callbacks.progress import BudgetProgressBar
+from callbacks.progress import BudgetProgressBar, ProgressLines, is_terminal
 from callbacks.run_folder import RunFolder, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.sample import Sample
@@ -49,6 +49,7 @@ from components.checkpoint_reading import read_checkpoint
 from components.errors import UserError, describe_os_error
 from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
+from components.noise import quiet_libraries
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
@@ -211,12 +212,19 @@ class GolfCLI(LightningCLI):
         added = [Signals(), ValidationScore(), Sample(), Monitor(), Hyperparameters(), Dashboard()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
-        if init.trainer.enable_progress_bar is not False:
-            added.append(BudgetProgressBar(refresh_rate=5))
+        shows_progress, on_terminal = init.trainer.enable_progress_bar is not False, is_terminal()
+        if shows_progress:
+            added.append(BudgetProgressBar(refresh_rate=5) if on_terminal else ProgressLines())
         if not self._leaves_nothing():
             added += [RunLog(), RunSummary()]
         self.trainer_defaults["callbacks"] = added
-        trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
+        trainer = super().instantiate_trainer(
+            logger=self._loggers(init.trainer),
+            enable_progress_bar=shows_progress and on_terminal,
+            # Lightning's table has one row, the network. RunLog says how large it is.
+            enable_model_summary=bool(init.trainer.enable_model_summary),
+            **kwargs,
+        )
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
@@ -386,6 +394,7 @@ def run_cli(
         save_config: Saves the configuration in the run's log folder; None if the command leaves none.
         count_code: Counts the code submitted with an artifact; by default the packed script.
     """
+    quiet_libraries()
     try:
         return cli_class(
             count_code=count_code,

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.common import Reporter, announce, ends_step, find, network_of
+from callbacks.common import Reporter, announce, ends_step, find, log_metrics, network_of
 from callbacks.schedule import Schedule
-from callbacks.scoring import log_score, score_as_validation
+from callbacks.scoring import score_as_validation
 from components.averages import Average, Moment
 from components.errors import UserError
 from components.scoring import Score
@@ -60,8 +60,7 @@ class Averaging(Reporter):
         self._apply(pl_module)
         averaged = score_as_validation(trainer, pl_module, "scoring the average")
         self._scores = {"last_weights": last, "averaged": averaged}
-        for of, score in self._scores.items():
-            log_score(trainer, of, score)
+        log_metrics(trainer, {f"result/{of}": score.bits_per_byte for of, score in self._scores.items()})
         words = f"last weights {last.bits_per_byte:.6f} bits per byte, averaged {averaged.bits_per_byte:.6f}"
         announce(trainer, "averaging", f"in validation's windows: {words}")
         if averaged.bits_per_byte > last.bits_per_byte:
@@ -69,6 +68,8 @@ class Averaging(Reporter):
                 f"Averaging has lost: {words}, in validation's windows. The average is what is exported; to do "
                 "better, average fewer of the last steps, or give --averaging null."
             )
+        else:
+            rank_zero_info(f"In validation's windows: {words}.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load a checkpoint's average for ``validate`` to score."""

@@ -22,19 +22,19 @@ class Dashboard(Callback):
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
         """Show the event as text at the current step."""
-        show_text(trainer, event.tag, event.sentence)
+        show_text(trainer, f"events/{event.tag}", event.sentence)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the float weights that were exported, their codes, and what storing them costs."""
         export = find(trainer, Export)
         for writer in _writers(trainer):
             for name, p in network_of(pl_module).named_parameters():
-                writer.add_histogram(f"weights/{name}", p.detach().float().cpu(), trainer.global_step)
+                writer.add_histogram(f"tensor_weights/{name}", p.detach().float().cpu(), trainer.global_step)
             for name, tensor in export.stored.items():
                 if tensor.scales is not None:
                     largest = LARGEST_CODE[tensor.storage]
                     edges = np.arange(-largest - 1.5, largest + 1)  # one bin per code
-                    writer.add_histogram(f"codes/{name}", tensor.values.cpu(), trainer.global_step, bins=edges)
+                    writer.add_histogram(f"tensor_codes/{name}", tensor.values.cpu(), trainer.global_step, bins=edges)
             writer.add_text("tensors", _table(export), trainer.global_step)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from callbacks.clock import Clock
 from callbacks.common import Reporter, Stage, announce, data_of, find, log_metrics, network_of
-from callbacks.scoring import log_score, score_as_validation, score_result, score_summary, shows_progress
+from callbacks.scoring import score_as_validation, score_result, score_summary, shows_progress
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, Artifact, parse_artifact, write_artifact
 from components.compression import require_zstandard
 from components.errors import UserError
@@ -154,8 +154,14 @@ class Export(Reporter):
             "bytes_total": written.num_bytes + bytes_code,
             "eval_time_seconds": seconds,
         }
-        log_score(trainer, "exported", exported)
-        log_score(trainer, "result", self.score)
+        log_metrics(
+            trainer,
+            {
+                "result/bits_per_byte": self.score.bits_per_byte,
+                "result/loss": self.score.loss,
+                "result/exported": exported.bits_per_byte,
+            },
+        )
         if trainer.is_global_zero:
             self.costs = _costs(self.stored, dict(network.named_parameters()))
             log_metrics(trainer, _costs_by_storage(self.stored, self.costs))

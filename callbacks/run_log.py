@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.clock import Clock
 from callbacks.common import Event, ends_step, find
@@ -33,8 +33,9 @@ class RunLog(Callback):
             assert log_dir is not None
             Path(log_dir).mkdir(parents=True, exist_ok=True)
             self._file = (Path(log_dir) / "train.log").open("wb", buffering=0)
-        num_params = sum(p.numel() for p in pl_module.parameters())
-        self._write(f"{num_params} parameters, {trainer.world_size} ranks on {trainer.strategy.root_device.type}")
+        num_params, device = sum(p.numel() for p in pl_module.parameters()), trainer.strategy.root_device.type
+        self._write(f"{num_params} parameters, {trainer.world_size} ranks on {device}")
+        rank_zero_info(f"Run: {log_dir}, {num_params:,} parameters, ranks: {trainer.world_size} ({device})")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the run starts."""

@@ -50,7 +50,7 @@ class ValidationScore(Reporter):
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
             pl_module.log(name, value, prog_bar=True, logger=not is_fit, sync_dist=False, rank_zero_only=False)
         if is_fit and not trainer.sanity_checking:
-            log_score(trainer, "val", self.score)
+            log_metrics(trainer, {"bits_per_byte/val": self.score.bits_per_byte, "loss/val": self.score.loss})
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The score of ``validate``; a fit's result is the score of its exported file, which Export reports."""
@@ -80,11 +80,6 @@ def _run(trainer: Trainer, pl_module: LightningModule, scoring: ScoringPass) -> 
     pl_module.eval()
     with trainer.precision_plugin.val_step_context():
         return scoring.run(network_of(pl_module), shows_progress(trainer))
-
-
-def log_score(trainer: Trainer, of: str, score: Score) -> None:
-    """Log a score at the current step, beside all the others."""
-    log_metrics(trainer, {f"bits_per_byte/{of}": score.bits_per_byte, f"loss/{of}": score.loss})
 
 
 def shows_progress(trainer: Trainer) -> bool:

@@ -15,8 +15,8 @@ from callbacks.run_folder import RunFolder
 
 LAYOUT = {
     "Score": {
-        "bits per byte": ["Multiline", ["bits_per_byte/.*"]],
-        "loss, nats per token": ["Multiline", ["loss/.*"]],
+        "bits per byte": ["Multiline", ["bits_per_byte/.*", "result/(?!loss).*"]],
+        "loss, nats per token": ["Multiline", ["loss/.*", "result/loss"]],
     },
     "Rates": {
         "learning rates": ["Multiline", ["lr/.*"]],
@@ -35,8 +35,12 @@ LAYOUT = {
 }
 """The Custom Scalars tab: charts by category, each with patterns of tags."""
 
-COMPARED = ("bits_per_byte/result", "bits_per_byte/val", "loss/train", "speed/tokens_per_second")
+COMPARED = ("result/bits_per_byte", "bits_per_byte/val", "loss/train", "speed/tokens_per_second")
 """Tags of the scalars that the HParams tab shows beside a run's settings."""
+
+
+NOT_COMPARED = ("trainer", "attention", "warmup", "checkpoint", "ckpt_path")
+"""Sections of the settings that the HParams tab leaves out: they say how a run goes, not what it trains."""
 
 
 class TensorBoardLog(TensorBoardLogger):
@@ -78,7 +82,8 @@ class TensorBoardLog(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
         """Show the settings in the HParams tab, beside the last values of the scalars that a person compares."""
-        settings = self._sanitize_params(_flat(params))
+        compared = {name: value for name, value in params.items() if name not in NOT_COMPARED}
+        settings = self._sanitize_params(_flat(compared))
         # The third, the session's end, only tells when the run ended; the run has just begun.
         experiment, start, _ = hparams(settings, dict.fromkeys(COMPARED, 0.0))
         for summary in (experiment, start):
@@ -91,10 +96,13 @@ class TensorBoardLog(TensorBoardLogger):
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, as on the command line."""
+    """Nested settings by their dotted names, as on the command line, without those that are unset."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
     return flat
 
 

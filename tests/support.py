@@ -198,10 +198,10 @@ def scalars_of(runs: Path, tag: str, version: int = 0) -> dict[int, float]:
 
 
 def marks_of(runs: Path, tag: str, version: int = 0) -> dict[int, str]:
-    """TensorBoard's texts of a tag, by step."""
+    """The events of a tag that TensorBoard shows as text, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
     events.Reload()
-    found = events.Tensors(f"{tag}/text_summary")
+    found = events.Tensors(f"events/{tag}/text_summary")
     return {event.step: b" ".join(event.tensor_proto.string_val).decode() for event in found}
