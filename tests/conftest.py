@@ -28,14 +28,22 @@ def data_folder(_corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_corpus, tmp_path / "data"))
 
 
+class _Terminal(io.StringIO):
+    """What a run takes for a terminal."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
 @pytest.fixture(scope="session")
 def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A run of 12 steps through every phase, with a progress bar that shows every step; not to be changed."""
     from cli import main
 
     folder = tmp_path_factory.mktemp("finished") / "runs"
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
+    stdout = _Terminal()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(_Terminal()):
         cli = main(fit_arguments(_corpus, folder, **NARROW, **{"trainer.enable_progress_bar": "true"}))
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 

@@ -236,5 +236,5 @@ def test_a_run_without_averaging_and_late_qat_is_a_run(data_folder: Path, tmp_pa
     log = (tmp_path / "lightning_logs" / "version_0" / "train.log").read_text()
     assert "stopped at step 12" in log
     assert "late QAT" not in log
-    assert len(scalars_of(tmp_path, "train_loss")) == 12
+    assert len(scalars_of(tmp_path, "loss/train")) == 12
     assert phase_of(cli.trainer) == "warm-down"
