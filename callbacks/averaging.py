@@ -62,7 +62,7 @@ class Averaging(Reporter):
         self._scores = {"last_weights": last, "averaged": averaged}
         log_metrics(trainer, {f"result/{of}": score.bits_per_byte for of, score in self._scores.items()})
         words = f"last weights {last.bits_per_byte:.6f} bits per byte, averaged {averaged.bits_per_byte:.6f}"
-        announce(trainer, "averaging", f"in validation's windows: {words}")
+        announce(trainer, "scores", f"in validation's windows: {words}")
         if averaged.bits_per_byte > last.bits_per_byte:
             rank_zero_warn(
                 f"Averaging has lost: {words}, in validation's windows. The average is what is exported; to do "

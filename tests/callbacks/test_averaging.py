@@ -236,7 +236,7 @@ def test_the_last_weights_and_the_average_are_scored_alike(module: GPTModule) ->
         call({"result/last_weights": last, "result/averaged": averaged}, step=3)
     ]
     words = "in validation's windows: last weights 7.750000 bits per byte, averaged 7.500000"
-    assert trainer.callbacks[-1].events[-1] == Event("averaging", words)
+    assert trainer.callbacks[-1].events[-1] == Event("scores", words)
 
 
 def test_an_average_that_lost_is_a_warning_and_is_exported_all_the_same(module: GPTModule) -> None:

@@ -92,20 +92,20 @@ def test_a_run_shows_one_at_each_validation(finished_run: FinishedRun) -> None:
 
 
 def test_the_clock_stands_still_meanwhile(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = []
+    readings: list[tuple[float, float]] = []
     write = Sample._write
 
     def timed(self: Sample, trainer: Any, pl_module: Any) -> tuple[str, str]:
         [clock] = [callback for callback in trainer.callbacks if isinstance(callback, Clock)]
         before = clock._read()
         written = write(self, trainer, pl_module)
-        readings.append((before, clock._read(), clock.elapsed))
+        readings.append((before, clock._read()))
         return written
 
     monkeypatch.setattr(Sample, "_write", timed)
     main(fit_arguments(data_folder, tmp_path, **NARROW, **{"trainer.max_steps": 6}))
-    [(before, after, elapsed)] = readings
-    assert before == after == elapsed > 0
+    [(before, after)] = readings
+    assert before == after  # a running clock has moved on
 
 
 @needs_compiler
