@@ -29,6 +29,8 @@ class Dashboard(Callback):
         export = find(trainer, Export)
         for writer in _writers(trainer):
             for name, p in network_of(pl_module).named_parameters():
+                if not p.numel():
+                    continue  # such as the skips of a single layer, of which a histogram is an error
                 writer.add_histogram(f"tensor_weights/{name}", p.detach().float().cpu(), trainer.global_step)
             for name, tensor in export.stored.items():
                 if tensor.scales is not None:

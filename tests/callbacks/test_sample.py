@@ -17,7 +17,7 @@ from cli import main
 from components.generation import Sampling, generate
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import small_module, trainer_of
-from tests.support import NARROW, FinishedRun, fit_arguments, needs_compiler
+from tests.support import NARROW, FinishedRun, fit_arguments
 
 PROMPT = [5, 6, 7]
 
@@ -106,11 +106,3 @@ def test_the_clock_stands_still_meanwhile(data_folder: Path, tmp_path: Path, mon
     main(fit_arguments(data_folder, tmp_path, **NARROW, **{"trainer.max_steps": 6}))
     [(before, after)] = readings
     assert before == after  # a running clock has moved on
-
-
-@needs_compiler
-def test_it_needs_no_graph_of_its_own(data_folder: Path, tmp_path: Path) -> None:
-    # After the warm-up, a graph that still has to be compiled is an error.
-    settings = {**NARROW, "model.compile": "true", "model.num_layers": 1, "trainer.max_steps": 4}
-    main(fit_arguments(data_folder, tmp_path, **settings, **{"trainer.val_check_interval": 16}))
-    assert list(texts_in(tmp_path / RUNS / "version_0")) == [2, 4]
