@@ -11,7 +11,8 @@ BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchm
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-record test test-slow lint format bench gpu-program tensorboard clean
+.PHONY: help setup demo demo-record test test-slow rehearsal lint format bench gpu-program gpu-check tensorboard \
+        clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
 test-slow: $(READY) ## the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+rehearsal: $(READY) ## two hosts on this machine, a cut cable and a restart (needs root and ip netns)
+	@$(BIN)/python -m pytest -rs -m slow tests/integration/test_two_hosts.py
+
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -56,6 +60,9 @@ $(GPU_READY): requirements-gpu.txt
 
 gpu-program: $(GPU_READY) ## what an H100 would run for CONFIG (default: the record's), predicted without a GPU
 	@.venv-gpu/bin/python -m benchmarks.gpu_program $(if $(CONFIG),--config $(CONFIG))
+
+gpu-check: $(READY) ## what must hold on a GPU, and a step beside its prediction (under 8 minutes; GOLDEN, DATA, TOKENIZER)
+	@$(BIN)/python -m benchmarks.gpu_check $(if $(GOLDEN),--golden $(GOLDEN)) $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 tensorboard: $(READY) ## watch the runs in a browser
 	@$(BIN)/tensorboard --logdir runs

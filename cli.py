@@ -10,8 +10,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
@@ -20,6 +21,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from callbacks.attention import AttentionBackend
@@ -29,24 +31,26 @@ from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
 from callbacks.dashboard import Dashboard
 from callbacks.export import Export
+from callbacks.history import History, Layer
 from callbacks.hyperparameters import Hyperparameters
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
 from callbacks.progress import BudgetProgressBar, ProgressLines, is_terminal
-from callbacks.run_folder import RunFolder, last_checkpoint
+from callbacks.ranks import Ranks, end_children, leave, replace_observer, separate_restarts, speaks
+from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
 from callbacks.sample import Sample
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
-from callbacks.signals import Signals
+from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
 from callbacks.tensorboard_log import TensorBoardLog
 from callbacks.warmup import CompileWarmup
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
 from components.checkpoint_reading import read_checkpoint
-from components.errors import UserError, describe_os_error
+from components.errors import LostRankError, UserError, describe_os_error
 from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.noise import quiet_libraries
@@ -54,16 +58,34 @@ from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
 from components.storage import RECIPE
+from components.tokenizer import load_tokenizer
 from components.weights_file import read_weights
 from datamodules.fineweb import FineWeb
-from datamodules.tokenizer import load_tokenizer
+from datamodules.stream import check_batch
 from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
 """Packages whose classes may be named without their module."""
 
+CHECKED_ALONE: dict[str, type] = {
+    "attention": AttentionBackend,
+    "warmup": CompileWarmup,
+    "clock": Clock,
+    "checkpoint": Checkpoints,
+    "schedule": Schedule,
+    "loops": Loops,
+    "scoring": ScoringConfig,
+}
+"""Sections whose settings can be checked before anything is built, by making an object of them."""
+
+LEAVE_SECONDS = 5.0
+"""How long rank 0 waits for the processes that Lightning started, before it ends them."""
+
 CodeCounter = Callable[[str], int]
 """Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
+
+ReportWriter = Callable[[Path], None]
+"""Writes a readable report of a run, given its folder."""
 
 
 class GolfCLI(LightningCLI):
@@ -71,11 +93,17 @@ class GolfCLI(LightningCLI):
 
     Args:
         count_code: Counts the code submitted with an artifact.
+        signals: Ends the run when the process is told to.
+        write_report: Writes a report of a finished run; None for no report.
         settings: As for LightningCLI.
     """
 
-    def __init__(self, *, count_code: CodeCounter, **settings: Any) -> None:
+    def __init__(
+        self, *, count_code: CodeCounter, signals: Signals, write_report: ReportWriter | None, **settings: Any
+    ) -> None:
         self.count_code = count_code
+        self.signals = signals
+        self.write_report = write_report
         super().__init__(**settings)
 
     @staticmethod
@@ -142,7 +170,8 @@ class GolfCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse conflicting options and unusable checkpoints before anything is built."""
-        _import_named_classes(args if isinstance(args, list) else sys.argv[1:])
+        self.command = args if isinstance(args, list) else sys.argv[1:]
+        _import_named_classes(self.command)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         _check_text(config)
@@ -164,7 +193,6 @@ class GolfCLI(LightningCLI):
         The file's shapes are compared with the network's before any memory is spent on a network.
         """
         config = self.config[self.subcommand]
-        _check_accelerator(config.trainer)
         _check_runs_folder(config.trainer)
         self.weights: dict[str, Tensor] | None = None
         settings = None
@@ -178,17 +206,29 @@ class GolfCLI(LightningCLI):
             _check_network(settings, config.get("artifact") or config.get("weights"))
             for name, value in settings.items():
                 config.model[name] = value
-        _take_vocabulary(config)
-        network = GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
-        shapes = shapes_of(network)
+        _check_settings(config, for_training=self.subcommand == "fit")
+        shapes = shapes_of(_network_settings(config))
         if self.weights is not None:
             check_shapes(shapes, self.weights, config.get("artifact") or config.get("weights"))
         _check_size(sum(map(math.prod, shapes.values())))
-        if self._goes_on_from_last():
-            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir or "."), self._whole_config()))
-            self._check_checkpoint()
+        self._choose_checkpoint()
         if self._leaves_nothing():
             self.save_config_callback = None
+
+    def _choose_checkpoint(self) -> None:
+        """Find the checkpoint of a run that torchrun has restarted, or that ``--ckpt_path last`` asks for."""
+        if self.subcommand != "fit":
+            return
+        config = self.config.fit
+        runs = Path(config.trainer.default_root_dir or ".")
+        saved = checkpoint_of_launch(runs, self._whole_config()) if is_restarted() else None
+        if saved is not None:
+            rank_zero_info(f"torchrun has restarted this run: it goes on from {saved}.")
+        elif self._goes_on_from_last():
+            saved = last_checkpoint(runs, self._whole_config())
+        if saved is not None:
+            config.ckpt_path = str(saved)
+            self._check_checkpoint()
 
     def _goes_on_from_last(self) -> bool:
         return self.config.subcommand == "fit" and self.config.fit.ckpt_path == "last"
@@ -209,15 +249,18 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
-        added = [Signals(), ValidationScore(), Sample(), Monitor(), Hyperparameters(), Dashboard()]
+        added = [self.signals, Ranks(), ValidationScore(), Sample(), Monitor(), Hyperparameters(), Dashboard()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
         shows_progress, on_terminal = init.trainer.enable_progress_bar is not False, is_terminal()
         if shows_progress:
             added.append(BudgetProgressBar(refresh_rate=5) if on_terminal else ProgressLines())
         if not self._leaves_nothing():
-            added += [RunLog(), RunSummary()]
+            checkpoint = config.ckpt_path if self.subcommand == "fit" else None
+            added += [RunLog(), RunSummary(), History(self.command, self._layers(), checkpoint and Path(checkpoint))]
         self.trainer_defaults["callbacks"] = added
+        replace_observer()
+        separate_restarts()
         trainer = super().instantiate_trainer(
             logger=self._loggers(init.trainer),
             enable_progress_bar=shows_progress and on_terminal,
@@ -229,6 +272,19 @@ class GolfCLI(LightningCLI):
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
         return trainer
+
+    def _layers(self) -> list[Layer]:
+        """The program's default settings and each configuration file's, later ones over earlier ones."""
+        parser = self._parser(self.config.subcommand)
+        defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False))
+        layers = [("defaults", defaults)]
+        inline = (
+            word.removeprefix("--config=") for word in self.command if word.startswith("--config=") and "\n" in word
+        )
+        for path in self.config[self.config.subcommand].config or []:
+            name, text = ("the script", next(inline)) if path is None else (str(path), path.get_content())
+            layers.append((name, yaml.safe_load(text)))
+        return layers
 
     def _loggers(self, trainer: Any) -> list[Logger] | bool:
         """The run's own folder, TensorBoard's log in it, and the loggers that the user lists; ``false`` for no log."""
@@ -253,10 +309,28 @@ class GolfCLI(LightningCLI):
             load_weights(self.model.network, self.weights, config.artifact or config.weights)
 
     def after_fit(self) -> None:
-        """Fail if the result is too large to submit; everything is saved already."""
+        """Leave a report, and fail if the result is too large to submit; everything is saved already."""
+        self._report()
         excess = find(self.trainer, Export).excess()
         if excess:
             raise UserError(excess)
+
+    def after_validate(self) -> None:
+        """Leave a report."""
+        if not self._leaves_nothing():
+            self._report()
+
+    def _report(self) -> None:
+        folder = find(self.trainer, History).folder
+        if self.write_report is None or folder is None:
+            return
+        try:
+            self.write_report(folder)
+        except OSError as error:
+            rank_zero_warn(
+                f"The run has no report ({describe_os_error(error)}); make room and run python -m records.report "
+                f"{folder}."
+            )
 
 
 CLI = TypeVar("CLI", bound=GolfCLI)
@@ -298,6 +372,47 @@ def _check_text(config: Any) -> None:
                 )
 
 
+def _network_settings(config: Any) -> GPTConfig:
+    return GPTConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(GPTConfig)})
+
+
+def _check_settings(config: Any, for_training: bool) -> None:
+    """Fill in the vocabulary, and name everything that is wrong, so that one start shows it all.
+
+    Raises:
+        UserError: The machine, the tokenizer or a section cannot be as set.
+    """
+    checks: list[Callable[[], object]] = [
+        lambda: _check_accelerator(config.trainer),
+        lambda: _take_vocabulary(config),
+        lambda: config.model.bos_id is None or _network_settings(config),  # its vocabulary may be unknown
+    ]
+    checks += [partial(part, **config[section].as_dict()) for section, part in CHECKED_ALONE.items()]
+    if for_training:
+        checks.append(lambda: _check_step(config))
+    problems = [problem for check in checks if (problem := _problem_of(check))]
+    if len(problems) > 1:
+        numbered = (f"({number}) {problem.removesuffix('.')}" for number, problem in enumerate(problems, start=1))
+        raise UserError(f"{len(problems)} things are wrong: {'; '.join(numbered)}.")
+    if problems:
+        raise UserError(problems[0])
+
+
+def _check_step(config: Any) -> None:
+    data, devices = config.data, config.trainer.devices
+    world_size = devices * config.trainer.num_nodes if isinstance(devices, int) and devices > 0 else 1
+    if data.train_seq_len > 0 and data.train_micro_batches > 0:
+        check_batch(data.train_batch_tokens, data.train_micro_batches, data.train_seq_len, world_size)
+
+
+def _problem_of(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _check_network(settings: dict[str, Any], source: str) -> None:
     try:
         GPTConfig(**settings)
@@ -326,12 +441,24 @@ def _take_vocabulary(config: Any) -> None:
 
 
 def _check_accelerator(trainer: Any) -> None:
+    """Refuse a device that is not there; leave an Apple GPU alone, which cannot compute in float64.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/mps.html. Scores and quantized weights need float64.
+    """
+    if trainer.accelerator == "mps":
+        raise UserError(
+            "trainer.accelerator is mps, and Apple's GPUs have no float64, which scores and quantization need; set it "
+            "to cpu."
+        )
+    if trainer.accelerator == "auto" and torch.backends.mps.is_available():
+        trainer.accelerator = "cpu"
+        rank_zero_info("Running on the CPU: Apple's GPUs have no float64, which scores and quantization need.")
     if trainer.accelerator not in ("gpu", "cuda"):
         return
     if not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator asks for a GPU and this machine has none; add --config configs/cpu.yaml, after the "
-            "run's own, to run on the CPU."
+            "trainer.accelerator asks for a GPU and this machine has none; add, after the run's own, --config "
+            "configs/laptop.yaml for a small network in ten minutes, or --config configs/cpu.yaml for the same one."
         )
     num_gpus = torch.cuda.device_count()
     if isinstance(trainer.devices, int) and trainer.devices > num_gpus:
@@ -370,14 +497,25 @@ def _count_packed(config: str) -> int:
     return compressed_bytes(config)
 
 
-def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed) -> GolfCLI:
+def _write_report(folder: Path) -> None:
+    from records.report import write_report
+
+    write_report([folder])
+
+
+def main(
+    args: list[str] | None = None,
+    count_code: CodeCounter = _count_packed,
+    write_report: ReportWriter | None = _write_report,
+) -> GolfCLI:
     """Run ``fit`` or ``validate``; see `run_cli`.
 
     Args:
         args: The command and its options; those of the process if None.
         count_code: Counts the code submitted with an artifact; by default the packed script.
+        write_report: Writes a report of a finished run; None for no report.
     """
-    return run_cli(GolfCLI, args, SaveConfigCallback, count_code)
+    return run_cli(GolfCLI, args, SaveConfigCallback, count_code, write_report)
 
 
 def run_cli(
@@ -385,6 +523,7 @@ def run_cli(
     args: list[str] | None,
     save_config: type[SaveConfigCallback] | None,
     count_code: CodeCounter = _count_packed,
+    write_report: ReportWriter | None = None,
 ) -> CLI:
     """Run a command line; an error that the user can fix ends in one sentence and exit code 1.
 
@@ -393,35 +532,57 @@ def run_cli(
         args: The command and its options; those of the process if None.
         save_config: Saves the configuration in the run's log folder; None if the command leaves none.
         count_code: Counts the code submitted with an artifact; by default the packed script.
+        write_report: Writes a report of a finished run; None for no report.
     """
     quiet_libraries()
-    try:
-        return cli_class(
-            count_code=count_code,
-            model_class=GPTModule,
-            datamodule_class=FineWeb,
-            save_config_callback=save_config,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1337,
-            auto_configure_optimizers=False,
-            args=args,
-        )
-    except (UserError, MisconfigurationException) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {describe_os_error(error)}")
-    except ValueError as error:
-        # The parser wraps the error of a class if its setting may also be null or a list.
-        reason = next((cause for cause in _causes(error) if isinstance(cause, UserError | ModuleNotFoundError)), None)
-        if reason is None:
-            raise
-        if isinstance(reason, UserError):
-            sys.exit(f"error: {reason}")
-        said = " ".join(str(reason).split())
-        sys.exit(
-            f"error: A class that the settings name needs a package that is not installed ({said}); install it, or "
-            "leave the class out."
-        )
+    signals = Signals()
+    with signals.handled():
+        try:
+            return cli_class(
+                count_code=count_code,
+                signals=signals,
+                write_report=write_report,
+                model_class=GPTModule,
+                datamodule_class=FineWeb,
+                save_config_callback=save_config,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=1337,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        except Stopped as stopped:
+            if stopped.sentence is not None and speaks():
+                print(f"\n{stopped.sentence}", file=sys.stderr, flush=True)  # below a progress bar
+            end_children(LEAVE_SECONDS)
+            leave(stopped.code)  # at once: with torch loaded, the interpreter takes seconds to end by itself
+        except LostRankError as error:
+            if speaks():
+                print(f"error: {error}", file=sys.stderr)
+            leave(1)
+        except (UserError, MisconfigurationException) as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(describe_os_error(error))
+        except ValueError as error:
+            # The parser wraps the error of a class if its setting may also be null or a list.
+            known = (UserError, ModuleNotFoundError)
+            reason = next((cause for cause in _causes(error) if isinstance(cause, known)), None)
+            if reason is None:
+                raise
+            if isinstance(reason, UserError):
+                _fail(str(reason))
+            said = " ".join(str(reason).split())
+            _fail(
+                f"A class that the settings name needs a package that is not installed ({said}); install it, or leave "
+                "the class out."
+            )
+
+
+def _fail(sentence: str) -> NoReturn:
+    """End with an error's sentence, unless another rank has said what ends the run."""
+    is_said = speaks()
+    end_children(LEAVE_SECONDS)
+    sys.exit(f"error: {sentence}" if is_said else 1)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import zstandard
 
+from components.tokenizer import load_tokenizer
 from datamodules.corpus import build_corpus
 from datamodules.shards import find_shards, open_shard
-from datamodules.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent
 CONFIGS = ("configs/record_10l.yaml", "configs/demo.yaml")

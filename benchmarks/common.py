@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.files import write_whole
 from components.gpt import GPT, GPTConfig
 from components.layers import Linear
 
@@ -119,8 +120,10 @@ class TrainingStep:
 
     def load(self, span: Tensor) -> None:
         """Copy a span of ids [tokens + 1] to the device."""
-        span = span.to(device(), non_blocking=True)
-        self.input_ids, self.target_ids = span[:-1].view(-1, self.seq_len), span[1:].view(-1, self.seq_len)
+        # Apart, as a run moves them: targets that are a view of the span's second id on are aligned worse.
+        self.input_ids, self.target_ids = (
+            ids.view(-1, self.seq_len).to(device(), non_blocking=True) for ids in (span[:-1], span[1:])
+        )
 
     def forward(self) -> None:
         """Compute the mean loss."""
@@ -154,17 +157,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def save(name: str, results: Mapping[str, Any]) -> Path:
-    """Write results/<name>-<device>.json with the device, versions and date."""
+def result_path(name: str) -> Path:
+    """Where a benchmark's results on this device belong."""
+    return RESULTS / f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-')}.json"
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON with the device, versions and date."""
     surroundings = {
         "device": device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
+    write_whole(path, (json.dumps({**surroundings, **results}, indent=2) + "\n").encode())
+
+
+def save(name: str, results: Mapping[str, Any]) -> Path:
+    """Write results/<name>-<device>.json with the device, versions and date."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-')}.json"
-    path.write_text(json.dumps({**surroundings, **results}, indent=2) + "\n")
+    path = result_path(name)
+    write_results(path, results)
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
 

@@ -11,10 +11,15 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,8 +33,8 @@ from datamodules.shards import find_shards
 from datamodules.stream import SpanLoader, TokenStream
 
 DATA = Path(".cache/demo")
-FIRST, BLOCK, BLOCKS = 20, 50, 8  # both are timed from this step on, in blocks with one logged step each
-LAST = FIRST + BLOCK * BLOCKS
+FIRST, BLOCK = 20, 50  # both are timed from this step on, in blocks with one logged step each
+BLOCKS = 8
 PROFILED = 10  # steps after those, none of which is logged
 WAITS = (
     "aten::_local_scalar_dense",
@@ -42,13 +47,43 @@ WAITS = (
 RECORD_STEP_SECONDS = 0.05
 
 
-class Meter:
-    """The median step time of a loop's blocks, and the waits in the steps after them."""
+@contextmanager
+def watched_synchronizations() -> Iterator[list[str]]:
+    """Collect where the host waits for the device, as FILE:LINE, once the context ends; nothing on a CPU."""
+    places: list[str] = []
+    if device().type != "cuda":
+        yield places
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    synchronizing = (warning for warning in caught if "synchronizing CUDA operation" in str(warning.message))
+    places += (f"{Path(warning.filename).name}:{warning.lineno}" for warning in synchronizing)
 
-    def __init__(self) -> None:
+
+class Meter:
+    """The median step time of a loop's blocks, and the waits in the steps after them.
+
+    Args:
+        blocks: Blocks of steps to time.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self.last = FIRST + BLOCK * blocks
         self.waits: dict[str, int] = {}
+        self.synchronizations: list[str] = []
         self._times: list[float] = []
         self._profile: Any = None
+        self._watch = ExitStack()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the loop must take."""
+        return self.last + 1 + PROFILED
 
     @property
     def seconds_per_step(self) -> float:
@@ -57,25 +92,31 @@ class Meter:
 
     def after(self, step: int) -> None:
         """Take note that ``step`` steps are done."""
-        if FIRST <= step <= LAST and (step - FIRST) % BLOCK == 0:
+        if FIRST <= step <= self.last and (step - FIRST) % BLOCK == 0:
             synchronize()
             self._times.append(time.perf_counter())
-        if step == LAST + 1:
+        if step == self.last + 1:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device().type == "cuda" else [])]
             self._profile = profile(activities=activities)
             self._profile.start()
-        if step == LAST + 1 + PROFILED:
+            self.synchronizations = self._watch.enter_context(watched_synchronizations())
+        if step == self.num_steps:
+            self._watch.close()
             self._profile.stop()
             counts = {event.key: event.count for event in self._profile.key_averages()}
             self.waits = {name: counts.get(name, 0) for name in WAITS}
 
 
 class Probe(Callback):
-    """Meter the steps of a fit."""
+    """Meter the steps of a fit.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: Blocks of steps to time.
+    """
+
+    def __init__(self, blocks: int = BLOCKS) -> None:
         super().__init__()
-        self.meter = Meter()
+        self.meter = Meter(blocks)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,7 +125,7 @@ class Probe(Callback):
         self.meter.after(trainer.global_step)
 
 
-def bare(step: TrainingStep, stream: TokenStream) -> Meter:
+def bare(step: TrainingStep, stream: TokenStream, blocks: int) -> Meter:
     """Meter a plain loop."""
     loader = SpanLoader(
         stream,
@@ -94,15 +135,15 @@ def bare(step: TrainingStep, stream: TokenStream) -> Meter:
         seq_len=step.seq_len,
         pin_memory=device().type == "cuda",
     )
-    meter = Meter()
-    for number, batch in enumerate(itertools.islice(loader, LAST + 1 + PROFILED)):
+    meter = Meter(blocks)
+    for number, batch in enumerate(itertools.islice(loader, meter.num_steps)):
         step.input_ids, step.target_ids = (ids.to(device(), non_blocking=True) for ids in batch)
         step()
         meter.after(number + 1)
     return meter
 
 
-def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter:
+def fit(config: GPTConfig, num_sequences: int, seq_len: int, data: Path, runs: str, blocks: int) -> Meter:
     """Meter a fit of the record's configuration with this network and batch."""
     overlay = "configs/one_gpu.yaml" if device().type == "cuda" else "configs/cpu.yaml"
     settings = {
@@ -110,21 +151,56 @@ def fit(config: GPTConfig, num_sequences: int, seq_len: int, runs: str) -> Meter
         "model.model_dim": config.model_dim,
         "model.num_heads": config.num_heads,
         "model.num_kv_heads": config.num_kv_heads,
-        "data.path": DATA,
-        "data.tokenizer_path": DATA / "tokenizer.model",
+        "data.path": data,
+        "data.tokenizer_path": data / "tokenizer.model",
         "data.train_batch_tokens": num_sequences * seq_len,
         "data.train_seq_len": seq_len,
         "data.train_micro_batches": 1,
         "scoring.seq_len": 256,
+        "scoring.stride": 256,  # one shape to compile: scoring is not what is timed
         "scoring.max_tokens": 2048,
-        "trainer.max_steps": LAST + PROFILED + 2,
+        "trainer.max_steps": Meter(blocks).num_steps + 1,
         "trainer.default_root_dir": runs,
         "warmup.steps": 2,
     }
     arguments = ["fit", "--config", "configs/record_10l.yaml", "--config", overlay]
     for name, value in settings.items():
         arguments += [f"--{name}", str(value)]
-    return find(cli.main([*arguments, f"--trainer.callbacks+={Probe.__module__}.Probe"]).trainer, Probe).meter
+    probe = [f"--trainer.callbacks+={Probe.__module__}.Probe", f"--trainer.callbacks.blocks={blocks}"]
+    return find(cli.main([*arguments, *probe]).trainer, Probe).meter
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A fit and the bare loops before and after it."""
+
+    bare: tuple[Meter, Meter]
+    fit: Meter
+
+    @property
+    def added_seconds(self) -> float:
+        """What the fit adds to a step."""
+        return self.fit.seconds_per_step - mean(loop.seconds_per_step for loop in self.bare)
+
+
+def compare(config: GPTConfig, num_sequences: int, seq_len: int, data: Path, blocks: int) -> Comparison:
+    """Meter a bare loop, a fit and a bare loop.
+
+    Args:
+        config: The network.
+        num_sequences: Sequences in a step.
+        seq_len: Tokens in a sequence.
+        data: Folder of shards, and of the tokenizer that encoded them.
+        blocks: Blocks of steps to time in each loop.
+    """
+    stream = TokenStream(find_shards(data, "train"), config.vocab_size)
+    network = random_network(config)
+    network.compile(dynamic=False, fullgraph=True)
+    step = TrainingStep(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
+    before = bare(step, stream, blocks)
+    with tempfile.TemporaryDirectory() as runs:
+        fitted = fit(config, num_sequences, seq_len, data, runs, blocks)
+    return Comparison((before, bare(step, stream, blocks)), fitted)
 
 
 def main() -> None:
@@ -134,18 +210,10 @@ def main() -> None:
     else:
         config, num_sequences, seq_len = GPTConfig(num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1), 1, 128
     build_corpus(DATA)
-    stream = TokenStream(find_shards(DATA, "train"), config.vocab_size)
-    network = random_network(config)
-    network.compile(dynamic=False, fullgraph=True)
-    step = TrainingStep(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
-    loops = [bare(step, stream)]
-    with tempfile.TemporaryDirectory() as runs:
-        fitted = fit(config, num_sequences, seq_len, runs)
-    loops.append(bare(step, stream))
-    extra = fitted.seconds_per_step - mean(loop.seconds_per_step for loop in loops)
-    print(
-        f"{config.num_layers} layers of width {config.model_dim}, {step.num_tokens:,} tokens per step, {device_name()}"
-    )
+    compared = compare(config, num_sequences, seq_len, DATA, BLOCKS)
+    loops, fitted, extra = compared.bare, compared.fit, compared.added_seconds
+    step_tokens = num_sequences * seq_len
+    print(f"{config.num_layers} layers of width {config.model_dim}, {step_tokens:,} tokens per step, {device_name()}")
     rows = [
         ("bare loop, before", f"{1000 * loops[0].seconds_per_step:.2f}"),
         ("fit", f"{1000 * fitted.seconds_per_step:.2f}"),
@@ -161,12 +229,13 @@ def main() -> None:
         {
             "num_layers": config.num_layers,
             "model_dim": config.model_dim,
-            "step_tokens": step.num_tokens,
+            "step_tokens": step_tokens,
             "bare_seconds": [loop.seconds_per_step for loop in loops],
             "fit_seconds": fitted.seconds_per_step,
             "of_record_step": extra / RECORD_STEP_SECONDS,
             "steady_steps": PROFILED,
             "waits": {"bare": loops[0].waits, "fit": fitted.waits},
+            "synchronizations": {"bare": loops[0].synchronizations, "fit": fitted.synchronizations},
         },
     )
 

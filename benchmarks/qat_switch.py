@@ -13,28 +13,28 @@ from typing import Any
 
 import torch
 import torch._inductor.config
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import TrainingStep, device, device_name, in_turn, random_network, save, seconds, table
 from components.gpt import GPT, GPTConfig
-from components.layers import Linear, seen_weight
+from components.layers import Linear
 from components.optimizer import OptimizerConfig, build_optimizer
 from components.quantization import Nearest, fake_quantize
-from components.storage import RECIPE, keep_last_keys
+from components.storage import RECIPE, Storage, keep_last_keys
 
 RULES = (*keep_last_keys(1), *RECIPE)
 
 
-class FlaggedLinear(Linear):
-    """A linear layer whose weight a tensor flag chooses; both choices are computed."""
+class FlaggedNearest(Nearest):
+    """Nearest rounding that a tensor flag turns on and off; weight and fake-quantized value are both computed."""
 
-    flag: Tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.flag = torch.zeros((), dtype=torch.bool, device=device())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., in_features] to [..., out_features]."""
-        weight = torch.where(self.flag, seen_weight(self), self.weight)
-        return F.linear(x, weight.to(x.dtype))
+    def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
+        """The weight, or what export would make of it."""
+        return torch.where(self.flag, super().fake_quantize(weight, storage), weight)
 
 
 class Switchable(TrainingStep):
@@ -52,17 +52,13 @@ class Flagged(TrainingStep):
     """A training step of one graph with a flag."""
 
     def __init__(self, network: GPT, *arguments: Any) -> None:
-        self.flag = torch.zeros((), dtype=torch.bool, device=device())
-        network.enable_fake_quantization(RULES, Nearest())
-        for module in network.modules():
-            if isinstance(module, Linear):
-                module.__class__ = FlaggedLinear
-                module.flag = self.flag
+        self.quantizer = FlaggedNearest()
+        network.enable_fake_quantization(RULES, self.quantizer)
         super().__init__(network, *arguments)
 
     def switch(self, on: bool) -> None:
         """Turn fake quantization on or off."""
-        self.flag.fill_(on)
+        self.quantizer.flag.fill_(on)
 
 
 class Written(TrainingStep):
@@ -103,11 +99,21 @@ FORMS = {"two graphs (the run's)": Switchable, "one graph, flag": Flagged, "one 
 
 
 def measure(form: type[Any], config: GPTConfig, num_sequences: int, seq_len: int, repeats: int) -> dict[str, float]:
-    """Seconds of plain and fake-quantized steps of a form, and of its first switch, cold and warm."""
+    """`measure_switch` of a form, compiled anew."""
     torch._dynamo.reset()
     network = random_network(config)
     network.compile(dynamic=False, fullgraph=True)
     step = form(network, build_optimizer(network, OptimizerConfig()), num_sequences, seq_len)
+    return measure_switch(step, repeats)
+
+
+def measure_switch(step: Any, repeats: int) -> dict[str, float]:
+    """Seconds of plain and fake-quantized steps, and of the first switch, cold and warm.
+
+    Args:
+        step: A step of one of FORMS, whose network is compiled and was never switched.
+        repeats: Steps of each kind to time.
+    """
 
     def run(on: bool) -> None:
         step.switch(on)

@@ -7,7 +7,7 @@ the last block's keys and values. Both run eagerly and compiled, and give the sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,40 @@ from components.scoring import WindowBatch, WindowLoader
 STRIDE = 64
 
 
+Way = Callable[[nn.Module, WindowBatch], Tensor]
+"""From a batch to the nats of its scored targets, [B, S]."""
+
+
+def ours(model: nn.Module, batch: WindowBatch) -> Tensor:
+    """Compute the scored positions."""
+    return model(batch.input_ids, batch.target_ids)
+
+
+def plain(model: nn.Module, batch: WindowBatch) -> Tensor:
+    """Compute every position."""
+    targets = torch.cat((batch.input_ids[:, 1 : 1 - STRIDE], batch.target_ids), dim=1)
+    return model(batch.input_ids, targets)[:, -STRIDE:]
+
+
+def random_batches(vocab_size: int, seq_len: int, windows_per_batch: int, num_batches: int) -> list[WindowBatch]:
+    """Batches of windows of random ids, without the first window, which scores all of its positions either way."""
+    loader = WindowLoader(
+        torch.randint(vocab_size, (seq_len + STRIDE * windows_per_batch * num_batches + 1,)),
+        ByteTable(*torch.ones(3, vocab_size, dtype=torch.int64)),
+        seq_len=seq_len,
+        stride=STRIDE,
+        windows_per_batch=windows_per_batch,
+        device=device(),
+    )
+    return list(loader)[1:]
+
+
+def total(way: Way, model: nn.Module, batches: Sequence[WindowBatch]) -> float:
+    """Nats of all scored targets, in the precision of a run on this device."""
+    with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
+        return float(sum(way(model, batch).double().sum() for batch in batches))
+
+
 def main() -> None:
     """Compare windows per second, and the resulting nats."""
     cuda = device().type == "cuda"
@@ -27,33 +61,12 @@ def main() -> None:
     network = random_network(GPTConfig()).eval()
     compiled = copy.deepcopy(network)
     compiled.compile(dynamic=False, fullgraph=True)
-    ids = torch.randint(1024, (seq_len + STRIDE * windows_per_batch * num_batches + 1,))
-    loader = WindowLoader(
-        ids,
-        ByteTable(*torch.ones(3, 1024, dtype=torch.int64)),
-        seq_len=seq_len,
-        stride=STRIDE,
-        windows_per_batch=windows_per_batch,
-        device=device(),
-    )
-    batches = list(loader)[1:]  # the first window scores all of its positions either way
-
-    def ours(model: nn.Module, batch: WindowBatch) -> Tensor:
-        return model(batch.input_ids, batch.target_ids)
-
-    def plain(model: nn.Module, batch: WindowBatch) -> Tensor:
-        targets = torch.cat((batch.input_ids[:, 1 : 1 - STRIDE], batch.target_ids), dim=1)
-        return model(batch.input_ids, targets)[:, -STRIDE:]
-
-    def total(way: Callable[[nn.Module, WindowBatch], Tensor], model: nn.Module) -> float:
-        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=cuda):
-            return float(sum(way(model, batch).double().sum() for batch in batches))
-
+    batches = random_batches(network.config.vocab_size, seq_len, windows_per_batch, num_batches)
     ways = {
-        "plain, eager": lambda: total(plain, network),
-        "scored positions, eager": lambda: total(ours, network),
-        "plain, compiled": lambda: total(plain, compiled),
-        "scored positions, compiled": lambda: total(ours, compiled),
+        "plain, eager": lambda: total(plain, network, batches),
+        "scored positions, eager": lambda: total(ours, network, batches),
+        "plain, compiled": lambda: total(plain, compiled, batches),
+        "scored positions, compiled": lambda: total(ours, compiled, batches),
     }
     nats = {name: way() / (STRIDE * windows_per_batch * num_batches) for name, way in ways.items()}
     times = in_turn(ways, repeats=5 if cuda else 3)

@@ -96,11 +96,11 @@ def phases(step: TrainingStep, repeats: int) -> dict[str, float]:
     return in_turn(parts, repeats)
 
 
-def heaviest(step: TrainingStep, num_rows: int) -> list[dict[str, Any]]:
-    """The kernels (on a CPU, operators) that take the most time in a step."""
+def heaviest(work: Callable[[], object], num_rows: int | None = None) -> list[dict[str, Any]]:
+    """The kernels (on a CPU, operators) that take the most time in some work, all of them by default."""
     cuda = device().type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
-        seconds(step)
+        seconds(work)
     rows = [
         {
             "name": event.key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any
@@ -13,9 +14,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.common import Reporter, Stage, ends_step
-from components.errors import UserError
+from components.errors import LostRankError, UserError
 
 RECENT_STEPS = 5  # the longest of them estimates the next; few, so that one hiccup does not end the run early
+POLL_SECONDS = 0.0002  # the device has another step to run meanwhile
 
 
 class Clock(Reporter):
@@ -26,10 +28,19 @@ class Clock(Reporter):
     which does not wait for the device. Everything that depends on time uses this reading, so ranks cannot disagree. On
     a GPU a reading waits for the step before the last launched one, so at most one step is still running.
 
+    A reading also carries the signal that rank 0 has received, so ranks agree on the step after which they stop.
+
     Args:
         max_seconds: Budget of training time, in seconds; 0 for no limit, so that trainer.max_steps ends the run.
         reserve_seconds: Seconds at the end of the budget that are kept for what reads training data after the last
             step, such as a quantizer's calibration.
+
+    Attributes:
+        elapsed: Seconds of training at the last reading.
+        received: The signal that this rank has received, for which the run is to stop; 0 for none.
+        signal: The one that rank 0 had received at the last reading, the same on every rank.
+        group: The hosts' process group; None for a single rank.
+        patience: Seconds to wait for a step on the device, if other ranks take part in it.
     """
 
     stage = Stage.CLOCK
@@ -45,10 +56,13 @@ class Clock(Reporter):
         self.max_seconds = max_seconds
         self.reserve_seconds = reserve_seconds
         self.elapsed = 0.0
+        self.received = 0
+        self.signal = 0
+        self.group: Any = None
+        self.patience = math.inf
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started: float | None = None
         self._elapsed_at_start = 0.0
-        self._group: Any = None
         self._last_launched: torch.cuda.Event | None = None
 
     @property
@@ -78,7 +92,7 @@ class Clock(Reporter):
         if not self.max_seconds and trainer.max_steps < 0:
             raise UserError("The run has no end: set clock.max_seconds or trainer.max_steps.")
         if dist.is_initialized():
-            self._group = dist.new_group(backend="gloo")
+            self.group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start once every rank is ready; stop immediately if a resumed run's budget is already spent."""
@@ -151,11 +165,14 @@ class Clock(Reporter):
         return self._elapsed_at_start + time.perf_counter() - self._started
 
     def _agree(self, seconds: float) -> float:
-        if self._group is None:
+        if self.group is None:
+            self.signal = self.received
             return seconds
-        reading = torch.tensor(seconds, dtype=torch.float64)
-        dist.broadcast(reading, src=0, group=self._group)
-        return reading.item()
+        reading = torch.tensor([seconds, self.received], dtype=torch.float64)
+        dist.broadcast(reading, src=0, group=self.group)
+        agreed, signal = reading.tolist()
+        self.signal = int(signal)
+        return float(agreed)
 
     def _resume(self, trainer: Trainer) -> None:
         _synchronize(trainer)
@@ -170,9 +187,20 @@ class Clock(Reporter):
         if trainer.strategy.root_device.type != "cuda":
             return
         if self._last_launched is not None:
-            self._last_launched.synchronize()
+            self._wait_for(self._last_launched)
         self._last_launched = torch.cuda.Event()
         self._last_launched.record()
+
+    def _wait_for(self, launched: torch.cuda.Event) -> None:
+        """Wait for the device, which waits for all ranks and would wait forever for one that is lost."""
+        if self.group is None:
+            launched.synchronize()
+            return
+        deadline = time.perf_counter() + self.patience
+        while not launched.query():
+            if time.perf_counter() > deadline:
+                raise LostRankError(f"a step did not end within {self.patience:.0f} s")
+            time.sleep(POLL_SECONDS)
 
     def _stop_in_time(self, trainer: Trainer, step_seconds: float) -> None:
         """Stop if the next step, and the one that may still be running, would end past the budget."""

@@ -36,6 +36,8 @@ class Stage(IntEnum):
     OBSERVER = 5
     """Only reports; the default for a callback that declares no stage."""
     CHECKPOINT = 6
+    LAST = 7
+    """Ends the run, once all the others are done with a step."""
 
 
 @dataclass(frozen=True)

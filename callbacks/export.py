@@ -67,7 +67,7 @@ class TensorCost:
 
 
 class Export(Reporter):
-    """Score the float weights, write them as an artifact, read the file back, and score its contents.
+    """Write the weights as an artifact, score them as floats, read the file back, and score its contents.
 
     The second score is the run's result. The float weights are also saved, as a ``.safetensors`` file beside the
     artifact, and the network has them again afterward.
@@ -135,16 +135,18 @@ class Export(Reporter):
         refuse_idle_rules(network.shapes(), self.rules)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the float weights and save them, then write the artifact, read it back, and score it."""
+        """Save the float weights, write the artifact, score the float weights, and score what the artifact holds."""
+        pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
-        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights")
         self.stored = self.quantize(trainer, network)
         path = self.artifact_path(trainer)
         _on_rank_zero(trainer, lambda: self._save_floats(path, network))
         written = self.write(trainer, network, self.stored, path)
         bytes_code = _on_rank_zero(trainer, self.count_code)
+        # Only now the scores, which may take minutes: a signal then leaves the artifact behind.
+        self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", not_scored(path))
         with exported_weights(network, written.artifact):
-            self.score, seconds = score_result(trainer, pl_module, "scoring the artifact")
+            self.score, seconds = score_result(trainer, pl_module, "scoring the artifact", not_scored(path))
             exported = score_as_validation(trainer, pl_module, "comparing the artifact")
         self._facts = {
             "exported_bpb": exported.bits_per_byte,
@@ -304,6 +306,11 @@ class Export(Reporter):
             f"Stored by {type(self.quantizer).__name__} rounding, entropy-coded ({listed}).",
             *data_of(trainer).scorer.describe(),
         ]
+
+
+def not_scored(path: Path) -> str:
+    """What to tell the user of an artifact whose scoring a signal has ended, as a clause."""
+    return f"{path} is whole, but not scored; score it with validate --artifact {path}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ SUMMARY = "summary.json"
 """Name of the file that a finished run has."""
 LOCK = "lock"
 """Name of the file in a run's folder that is locked for as long as the run lives."""
+LAUNCH = "launch"
+"""Name of the file in a run's folder that holds the name of the torchrun that started it."""
 
 
 class RunFolder(Logger):
@@ -52,6 +55,8 @@ class RunFolder(Logger):
         if self._folder is None:
             try:
                 self._folder, self._lock = _claim(self.runs / RUNS)
+                if _launch() is not None:
+                    (self._folder / LAUNCH).write_text(f"{_launch()}")
             except OSError as error:
                 raise UserError(
                     f"The runs folder {self.runs} cannot take a run ({error.strerror}); make room, or set "
@@ -138,6 +143,39 @@ def last_checkpoint(runs: Path, config: Mapping[str, Any]) -> Path:
             f"There are {len(newest)} unfinished runs {where}; give --ckpt_path one of {', '.join(map(str, newest))}."
         )
     return newest[0]
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this process again, after a rank was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def checkpoint_of_launch(runs: Path, config: Mapping[str, Any]) -> Path | None:
+    """The newest checkpoint of the run that this torchrun has started and restarted; None if it has saved none.
+
+    torchrun's ``--rdzv-id`` tells launches apart, so give one where several share a runs folder.
+
+    Args:
+        runs: The runs folder.
+        config: The run's configuration, as for `last_checkpoint`.
+    """
+    launched = [
+        run
+        for run in sorted(_runs_in(runs / RUNS), key=_version)
+        if _launch_of(run) == _launch() and _settings_of(run) == _without_origin(config)
+    ]
+    saved = [checkpoints_in(run / CHECKPOINTS) for run in launched]
+    return next((found[0] for found in reversed(saved) if found), None)
+
+
+def _launch() -> str | None:
+    """The name of the torchrun that has started this process; None without one."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def _launch_of(run: Path) -> str | None:
+    file = run / LAUNCH
+    return file.read_text() if file.exists() else None
 
 
 def _settings_of(run: Path) -> dict[str, Any] | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks.clock import Clock
 from callbacks.common import Event, ends_step, find
+from callbacks.line_file import LineFile
 from callbacks.monitor import Monitor
 from callbacks.scoring import ValidationScore
 
@@ -23,16 +24,14 @@ class RunLog(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._file: IO[bytes] | None = None
-        self._is_disk_full = False
+        self._file: LineFile | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the log."""
         log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
-            Path(log_dir).mkdir(parents=True, exist_ok=True)
-            self._file = (Path(log_dir) / "train.log").open("wb", buffering=0)
+            self._file = LineFile(Path(log_dir) / "train.log")
         num_params, device = sum(p.numel() for p in pl_module.parameters()), trainer.strategy.root_device.type
         self._write(f"{num_params} parameters, {trainer.world_size} ranks on {device}")
         rank_zero_info(f"Run: {log_dir}, {num_params:,} parameters, ranks: {trainer.world_size} ({device})")
@@ -75,11 +74,5 @@ class RunLog(Callback):
             self._file = None
 
     def _write(self, line: str) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write((line + "\n").encode())
-        except OSError as error:
-            if not self._is_disk_full:
-                rank_zero_warn(f"{self._file.name} lacks lines ({error.strerror}); the run goes on.")
-            self._is_disk_full = True
+        if self._file is not None:
+            self._file.write(line)

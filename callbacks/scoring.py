@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import Reporter, Stage, data_of, log_metrics, network_of
+from callbacks.common import Reporter, Stage, data_of, find, log_metrics, network_of
+from callbacks.signals import Signals
 from components.scorer import ScoringPass
 from components.scoring import Score
 
@@ -59,10 +60,22 @@ class ValidationScore(Reporter):
         return {**score_summary(self.score), "eval_time_seconds": self._seconds}
 
 
-def score_result(trainer: Trainer, pl_module: LightningModule, title: str) -> tuple[Score, float]:
-    """Score the network as a run's result, outside the trainer's loops; returns the score and the seconds it took."""
+def score_result(trainer: Trainer, pl_module: LightningModule, title: str, done: str) -> tuple[Score, float]:
+    """Score the network as a run's result, outside the trainer's loops.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        title: Text of the progress bar.
+        done: What to tell the user, as a clause, if a signal ends the scoring.
+
+    Returns:
+        The score, and the seconds that it took.
+    """
     started = time.perf_counter()
-    score = _run(trainer, pl_module, data_of(trainer).final_pass(title))
+    scoring = data_of(trainer).final_pass(title)
+    find(trainer, Signals).may_end(scoring, done)
+    score = _run(trainer, pl_module, scoring)
     return score, time.perf_counter() - started
 
 

@@ -21,6 +21,7 @@ LAYOUT = {
     "Rates": {
         "learning rates": ["Multiline", ["lr/.*"]],
         "Muon's momentum": ["Multiline", ["momentum"]],
+        "gradient norm": ["Multiline", ["optimizer/gradient_norm"]],
         "phases": ["Multiline", ["phase/.*"]],
     },
     "Speed": {

@@ -1,4 +1,4 @@
-"""The error that a user can fix."""
+"""The errors that a user can fix."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,10 @@ class UserError(ValueError):
     The message is one sentence: what is wrong, where (the file or setting), and what to do. Commands print it
     without a traceback and exit with a nonzero code.
     """
+
+
+class LostRankError(UserError):
+    """Another rank of the run is gone or does not answer, so nothing that all ranks do together can be done anymore."""
 
 
 def describe_os_error(error: OSError) -> str:

@@ -15,7 +15,7 @@ from components.generation import Sampling, generate
 from components.gpt import GPT, GPTConfig, load_weights
 from components.model_files import read_any_artifact
 from components.quantization import load_state
-from datamodules.tokenizer import load_tokenizer
+from components.tokenizer import load_tokenizer
 
 CONFIG_NAME = "config.yaml"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"

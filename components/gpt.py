@@ -312,8 +312,13 @@ class GPT(nn.Module):
         self.smear = _smear(config)
         # The looped order, which is never shorter, uses all of them; the plain order, the first.
         num_skips = len(config.layer_order(looping=True).encoder)
-        self.skip_weights = nn.Parameter(torch.ones(num_skips, config.model_dim))
-        self.skip_gates = nn.Parameter(torch.zeros(num_skips, config.model_dim)) if config.skip_gates else None
+        # One layer has none; an empty tensor that asked for a gradient would never get one, which several ranks refuse.
+        self.skip_weights = nn.Parameter(torch.ones(num_skips, config.model_dim), requires_grad=num_skips > 0)
+        self.skip_gates = (
+            nn.Parameter(torch.zeros(num_skips, config.model_dim), requires_grad=num_skips > 0)
+            if config.skip_gates
+            else None
+        )
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
         self.lm_head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size, "head")
         self.reserve_positions(DEFAULT_POSITIONS)

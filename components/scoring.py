@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,20 +39,24 @@ class ScoringConfig:
         Raises:
             UserError: A stride is 0 or over the window, or a size is not positive.
         """
-        for name in ("seq_len", "windows_per_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"scoring.{name} is {getattr(self, name)}; set it to at least 1.")
+        problems = [
+            f"scoring.{name} is {getattr(self, name)}; set it to at least 1."
+            for name in ("seq_len", "windows_per_batch")
+            if getattr(self, name) < 1
+        ]
         for name, least, or_none in (("stride", 1, ""), ("val_stride", 0, ", 0 for whole windows")):
             stride = getattr(self, name)
             if not least <= stride <= self.seq_len:
-                raise UserError(
+                problems.append(
                     f"scoring.{name} is {stride}; set it from {least} to scoring.seq_len ({self.seq_len}){or_none}: "
                     "other windows would score no target or skip some."
                 )
         if self.max_tokens < 0 or self.max_tokens == 1:
-            raise UserError(
+            problems.append(
                 f"scoring.max_tokens is {self.max_tokens}; set it to 0 for all or to at least 2, one id and its target."
             )
+        if problems:
+            raise UserError(" ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,12 @@ class WindowLoader:
         device: The batches' device.
         rank: This process among ``world_size``.
         world_size: Processes that share the work.
+
+    Attributes:
+        before_batch: Called before each batch; it may end the scoring by raising.
     """
+
+    before_batch: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -182,6 +191,8 @@ class WindowLoader:
     def batches(self, chunk: Chunk) -> Iterator[WindowBatch]:
         """Assemble this rank's batches of a chunk in order."""
         for first in self._first_windows(chunk):
+            if self.before_batch is not None:
+                self.before_batch()
             yield self._assemble(first, chunk.end_window)
 
     def _first_windows(self, chunk: Chunk) -> list[int]:

@@ -1,4 +1,4 @@
-"""Read documents from JSONL, Parquet or plain text, optionally gzip or zstd, from a path or standard input.
+"""Read documents from JSONL, Parquet or plain text, optionally gzip or zstd, from paths, folders or standard input.
 
 A document is the UTF-8 bytes of its text. Only one document (or Parquet row group) is in memory at a time.
 """
@@ -22,9 +22,40 @@ Format = Literal["jsonl", "parquet", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 STANDARD_INPUT = "-"
 
-_SUFFIX_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+SECTION_BYTES = 1 << 13
+"""A plain text file is cut into documents at the first blank line after this many bytes."""
+LONG_SECTION_BYTES = 1 << 14
+"""Where no blank line comes, it is cut at the first end of a line after this many."""
+
+_SUFFIX_FORMATS: dict[str, Format] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".txt", ".text", ".md", ".rst"), "text"),
+}
+_COMPRESSION_SUFFIXES = (".gz", ".zst")
 _COMPRESSION_BY_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PARQUET_ROWS = 1024
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The files of text in a folder and the folders in it, in the order of their paths; hidden ones do not count.
+
+    Raises:
+        UserError: no file has a name by which its format is known.
+    """
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if _text_suffix(path) in _SUFFIX_FORMATS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise UserError(
+            f"{folder} has no file named *{', *'.join(_SUFFIX_FORMATS)}, nor one of these in gzip or zstd: "
+            "give the files by their names"
+        )
+    return files
 
 
 def read_documents(source: str, file_format: Format | None = None) -> Iterator[bytes]:
@@ -33,8 +64,8 @@ def read_documents(source: str, file_format: Format | None = None) -> Iterator[b
     Args:
         source: a path, or `-` for standard input.
         file_format: JSONL has an object with a `text` string on each line. Parquet has a `text` column. A plain text
-            file is one document. None infers the format from the file name: an unknown suffix means plain text, and
-            standard input means JSONL.
+            file is cut into documents at blank lines (see `SECTION_BYTES`). None infers the format from the file
+            name: an unknown suffix means plain text, and standard input means JSONL.
 
     Raises:
         UserError: the file is missing, damaged or in another format, or a document is too large. The message gives
@@ -45,6 +76,8 @@ def read_documents(source: str, file_format: Format | None = None) -> Iterator[b
     try:
         with sys.stdin.buffer if source == STANDARD_INPUT else open(source, "rb") as file:
             yield from readers[file_format](_decompressed(file), source)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {source}: check its name") from error
     except (OSError, pyarrow.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
@@ -55,9 +88,12 @@ def read_documents(source: str, file_format: Format | None = None) -> Iterator[b
 def _format_of(source: str) -> Format:
     if source == STANDARD_INPUT:
         return "jsonl"
-    name = Path(source)
-    suffix = name.with_suffix("").suffix if name.suffix in (".gz", ".zst") else name.suffix
-    return _SUFFIX_FORMATS.get(suffix, "text")
+    return _SUFFIX_FORMATS.get(_text_suffix(Path(source)), "text")
+
+
+def _text_suffix(path: Path) -> str:
+    """A file name's suffix without that of its compression."""
+    return path.with_suffix("").suffix if path.suffix in _COMPRESSION_SUFFIXES else path.suffix
 
 
 def _decompressed(file: BinaryIO) -> BinaryIO:
@@ -108,13 +144,30 @@ def _read_parquet(file: BinaryIO, source: str) -> Iterator[bytes]:
 
 
 def _read_text(file: BinaryIO, source: str) -> Iterator[bytes]:
-    document = file.read(MAX_DOCUMENT_BYTES + 1)
-    _check_size(document, source)
-    try:
-        document.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text (byte {error.start}): convert it") from error
-    yield document
+    num_bytes = 0
+    for document in _sections(file):
+        _check_size(document, f"the text from byte {num_bytes} of {source}")
+        try:
+            document.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{source} is not UTF-8 text (byte {num_bytes + error.start}): convert it, such as by "
+                "`iconv -f latin1 -t utf-8`, or `-f utf-16` if Windows wrote it"
+            ) from error
+        num_bytes += len(document)
+        if not document.isspace():
+            yield document
+
+
+def _sections(file: BinaryIO) -> Iterator[bytes]:
+    section = b""
+    while line := file.readline(MAX_DOCUMENT_BYTES + 1):
+        section += line
+        if len(section) >= (SECTION_BYTES if line.isspace() else LONG_SECTION_BYTES):
+            yield section
+            section = b""
+    if section:
+        yield section
 
 
 def _check_size(document: bytes, where: str) -> None:

@@ -17,10 +17,10 @@ from huggingface_hub.utils import logging as hub_logging
 
 from components.command import run_command
 from components.errors import UserError
+from components.tokenizer import load_tokenizer
 from datamodules.hub import Hub
 from datamodules.manifest import fit_settings
 from datamodules.shards import Split, TokenIds, open_shard, shard_name
-from datamodules.tokenizer import load_tokenizer
 
 REPOSITORIES = {
     "sp1024": "willdepueoai/parameter-golf",

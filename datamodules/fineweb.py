@@ -16,10 +16,11 @@ from components.byte_counts import token_byte_table
 from components.errors import UserError
 from components.scorer import Scorer, ScoringPass, SlidingWindows
 from components.scoring import ScoringConfig, WindowLoader
+from components.tokenizer import load_tokenizer
 from datamodules.shards import find_shards
 from datamodules.shuffled import ShuffledLoader
 from datamodules.stream import SpanLoader, StreamLoader, TokenStream, to_device
-from datamodules.tokenizer import check_vocabulary, load_tokenizer
+from datamodules.tokenizer import check_vocabulary
 
 
 class FineWeb(LightningDataModule):

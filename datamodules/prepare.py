@@ -22,16 +22,22 @@ from tqdm import tqdm
 
 from components.command import run_command
 from components.errors import UserError
-from datamodules.documents import FORMATS, STANDARD_INPUT, read_documents
+from components.tokenizer import load_tokenizer
+from datamodules.documents import FORMATS, STANDARD_INPUT, find_files, read_documents
 from datamodules.manifest import TOKENIZER_NAME, FileRecord, Manifest, SplitRecord
 from datamodules.shards import Split, TokenIds, write_shards
-from datamodules.tokenizer import load_tokenizer, train_tokenizer
+from datamodules.tokenizer import train_tokenizer
 
 SHARD_TOKENS = 100_000_000
 TOKENIZER_TEXT_BYTES = 1 << 25
 """How much text from the start of the training documents trains the tokenizer."""
 BATCH_BYTES = 1 << 23
 """Text passed to the encoding threads at once."""
+VAL_DOCS = 1000
+DOCS_PER_VAL_DOC = 20
+"""Unless told, validation takes one document of this many, and at most `VAL_DOCS`."""
+VAL_CHOICE_BYTES = 1 << 28
+"""How much text from the start is read to know the number of documents, which bounds memory."""
 
 EncodedDocument = tuple[bytes, TokenIds]
 
@@ -41,7 +47,7 @@ def prepare(
     folder: Path,
     *,
     source: str,
-    val_docs: int,
+    val_docs: int | None,
     tokenizer: Path | int,
     num_workers: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
@@ -49,10 +55,11 @@ def prepare(
     """Encode documents into the shards of a new data folder.
 
     Args:
-        documents: UTF-8 texts. The first `val_docs` are the validation split, the rest the training split.
+        documents: UTF-8 texts. The first are the validation split, the rest the training split.
         folder: where shards, tokenizer and manifest go; created if missing. After an error it contains none of them.
         source: description of the documents for the manifest.
-        val_docs: number of validation documents; 0 for no validation split.
+        val_docs: number of validation documents; 0 for no validation split, None for a twentieth of the documents and
+            at most `VAL_DOCS`.
         tokenizer: the SentencePiece model, or the vocabulary size of one to train on the training documents.
         num_workers: encoding threads; None for one per core.
         shard_tokens: ids in every shard except a split's last.
@@ -67,7 +74,10 @@ def prepare(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         scratch = Path(partial)
         documents = iter(documents)
+        if val_docs is None:
+            documents, val_docs = _count_for_validation(documents)
         val_documents = list(islice(documents, val_docs))
+        documents = _at_least_one(documents, source, len(val_documents))
         if isinstance(tokenizer, int):
             head = list(_first_bytes(documents, TOKENIZER_TEXT_BYTES))
             train_tokenizer(head, tokenizer, scratch / TOKENIZER_NAME)
@@ -84,8 +94,8 @@ def prepare(
         )
         if train_record.num_documents == 0:
             raise UserError(
-                f"{source} has no document to train on after the first {val_docs}, which are for validation: "
-                "give more text or a smaller --val-docs"
+                f"{source} has no document to train on that is not one of the {len(val)} for validation too: "
+                "give more text or another --val-docs"
             )
         manifest = Manifest(
             source=source,
@@ -98,6 +108,29 @@ def prepare(
             (scratch / file.name).replace(folder / file.name)
     manifest.write(folder)
     return manifest
+
+
+def _count_for_validation(documents: Iterator[bytes]) -> tuple[Iterator[bytes], int]:
+    """The same documents, and how many of them are for validation."""
+    head = list(islice(_first_bytes(documents, VAL_CHOICE_BYTES), VAL_DOCS * DOCS_PER_VAL_DOC))
+    return chain(head, documents), -(-len(head) // DOCS_PER_VAL_DOC)
+
+
+def _at_least_one(documents: Iterator[bytes], source: str, num_val: int) -> Iterator[bytes]:
+    """The same documents, of which there must be one; ``num_val`` went before them into validation."""
+    first = next(documents, None)
+    if first is not None:
+        return chain([first], documents)
+    if num_val == 0:
+        raise UserError(f"{source} has no text: give a file that has")
+    if num_val == 1:
+        raise UserError(
+            f"{source} is a single document, and validation and training need one each: give more text, or one with "
+            "ends of lines to cut it at"
+        )
+    raise UserError(
+        f"{source} has only {num_val} documents, all for validation: give more text or a --val-docs under {num_val}"
+    )
 
 
 def ids_digest(ids: TokenIds) -> bytes:
@@ -201,7 +234,8 @@ def main() -> None:
         "inputs",
         nargs="+",
         metavar="FILE",
-        help="JSONL, Parquet or plain text, uncompressed or in gzip or zstd; - reads standard input",
+        help="JSONL, Parquet or plain text, uncompressed or in gzip or zstd, or a folder of such files; - reads "
+        "standard input",
     )
     parser.add_argument("--out", type=Path, required=True, help="data folder to make")
     parser.add_argument(
@@ -220,21 +254,40 @@ def main() -> None:
     )
     parser.add_argument(
         "--val-docs",
-        type=int,
-        default=1000,
-        help="number of documents, from the first on, for validation (default: %(default)s)",
+        type=_not_negative,
+        help="number of documents, from the first on, for validation "
+        f"(default: a twentieth of them, at most {VAL_DOCS:,})",
     )
     parser.add_argument("--workers", type=int, help="threads that encode (default: one per core)")
     args = parser.parse_args()
+    sources = list(chain.from_iterable(_sources(given) for given in args.inputs))
     manifest = prepare(
-        chain.from_iterable(read_documents(source, args.format) for source in args.inputs),
+        chain.from_iterable(read_documents(source, args.format) for source in sources),
         args.out,
         source=" ".join("standard input" if source == STANDARD_INPUT else source for source in args.inputs),
         val_docs=args.val_docs,
         tokenizer=args.tokenizer,
         num_workers=args.workers,
     )
+    if args.val_docs is None:
+        print(f"validation is a twentieth of the documents, at most {VAL_DOCS:,}: give --val-docs for another number")
     print(manifest.report(args.out))
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def _sources(given: str) -> list[str]:
+    """The files to read for one argument, and a line about those of a folder."""
+    if not Path(given).is_dir():
+        return [given]
+    files = find_files(Path(given))
+    print(f"{given}: {len(files):,} files of text, from {files[0]} to {files[-1]}")
+    return [str(file) for file in files]
 
 
 if __name__ == "__main__":

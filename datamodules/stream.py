@@ -108,6 +108,28 @@ class TokenStream:
         )
 
 
+def check_batch(batch_tokens: int, micro_batches: int, seq_len: int, world_size: int) -> None:
+    """Refuse a step that cannot be divided; the arguments are those of `StreamLoader`.
+
+    Raises:
+        UserError: the world size does not divide the micro-batches, or the batch does not divide into micro-batches of
+            whole sequences.
+    """
+    problems = []
+    if micro_batches % world_size:
+        problems.append(
+            f"a world of {world_size} ranks cannot share the {micro_batches} micro-batches of a step: "
+            f"use a number of devices that divides {micro_batches}"
+        )
+    if batch_tokens <= 0 or batch_tokens % (micro_batches * seq_len):
+        problems.append(
+            f"train_batch_tokens {batch_tokens} is not a multiple of {micro_batches} micro-batches of sequences of "
+            f"{seq_len} tokens: set --data.train_batch_tokens to a multiple of {micro_batches * seq_len}"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 class StreamLoader(ABC):
     """One rank's endless iterable of `(input_ids, target_ids)`, int64 tensors [sequences, seq_len].
 
@@ -139,19 +161,9 @@ class StreamLoader(ABC):
             pin_memory: use page-locked memory, for non-blocking copies to a GPU.
 
         Raises:
-            UserError: the world size does not divide the micro-batches, or the batch does not divide into micro-batches
-                of whole sequences.
+            UserError: see `check_batch`.
         """
-        if micro_batches % world_size:
-            raise UserError(
-                f"a world of {world_size} ranks cannot share the {micro_batches} micro-batches of a step: "
-                f"use a number of devices that divides {micro_batches}"
-            )
-        if batch_tokens <= 0 or batch_tokens % (micro_batches * seq_len):
-            raise UserError(
-                f"train_batch_tokens {batch_tokens} is not a multiple of {micro_batches} micro-batches of sequences of "
-                f"{seq_len} tokens: set --data.train_batch_tokens to a multiple of {micro_batches * seq_len}"
-            )
+        check_batch(batch_tokens, micro_batches, seq_len, world_size)
         assert 0 <= rank < world_size
         assert position >= 0
         self.stream = stream
@@ -215,7 +227,7 @@ class StreamLoader(ABC):
             self._said_wrapped = True
             warnings.warn(
                 f"the {len(self.stream)} training tokens have all been read and are now read again; "
-                "more shards would avoid the repetition",
+                "more text would avoid the repetition",
                 stacklevel=2,
             )
 

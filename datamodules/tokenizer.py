@@ -1,6 +1,7 @@
-"""Load a SentencePiece tokenizer, or train one with the published export's options."""
+"""Train a SentencePiece tokenizer with the published export's options, and check the ids of a text against one."""
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,30 +16,6 @@ ENOUGH_IDS = 10_000
 """Any text this long uses its whole range of ids: SentencePiece gives single letters the last ids."""
 MAX_DOCUMENT_BYTES = 1 << 26
 """The largest allowed document, which bounds memory. The trainer uses every document up to this size."""
-
-
-def load_tokenizer(path: Path | str, vocab_size: int | None = None) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model with `vocab_size` pieces, or any number if that is None.
-
-    Raises:
-        UserError: the file is missing, is not a SentencePiece model, or has a different vocabulary size.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no tokenizer at {path}: give the .model file that the shards were made with, "
-            "which `python -m datamodules.download` and `python -m datamodules.prepare` put beside them"
-        )
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{path} is not a SentencePiece model or is damaged: download or train it again") from error
-    if vocab_size is not None and len(tokenizer) != vocab_size:
-        raise UserError(
-            f"tokenizer {path} has {len(tokenizer)} pieces where {vocab_size} are configured: "
-            "set the vocabulary size to the tokenizer's or give the tokenizer that the shards were made with"
-        )
-    return tokenizer
 
 
 def check_vocabulary(ids: NDArray[np.integer], vocab_size: int, where: Path) -> None:
@@ -66,8 +43,8 @@ def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | st
     its training skipped documents over 4,192 bytes; this one skips none.
 
     Raises:
-        UserError: there are too few documents for a vocabulary of `vocab_size` pieces, or that many pieces do not fit
-            in two-byte ids.
+        UserError: a vocabulary of `vocab_size` pieces is too large for the text, too small for its characters, or does
+            not fit in two-byte ids.
     """
     smallest, largest = 4 + 256 + 1, 1 << 16
     if not smallest <= vocab_size <= largest:
@@ -97,11 +74,16 @@ def train_tokenizer(documents: Iterable[bytes], vocab_size: int, path: Path | st
         )
         num_pieces = len(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
     except RuntimeError as error:
+        if too_small := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            raise UserError(
+                f"a vocabulary of {vocab_size} pieces has no room for the text's characters: choose --vocab-size "
+                f"{too_small[1]} or larger"
+            ) from error
         raise UserError(f"no tokenizer could be trained on this text ({error}): give more text") from error
     if num_pieces != vocab_size:
         raise UserError(
             f"the text yields only {num_pieces} of the {vocab_size} pieces of the vocabulary: "
-            "give more text or a smaller --vocab-size"
+            f"give more text or --vocab-size {num_pieces}"
         )
     with written_beside(Path(path)) as scratch:
         scratch.write_bytes(model.getvalue())

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from components.byte_counts import token_byte_table
 from components.command import run_command
 from components.errors import UserError
+from components.tokenizer import load_tokenizer
 from datamodules.manifest import TOKENIZER_NAME, Manifest
 from datamodules.prepare import ids_digest
 from datamodules.shards import Split, TokenIds, find_shards, open_shard, shard_name
-from datamodules.tokenizer import check_vocabulary, load_tokenizer
+from datamodules.tokenizer import check_vocabulary
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 DECODE_BATCH_DOCUMENTS = 1024

@@ -135,9 +135,9 @@ def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as SVG."""
+    """A figure's SVG; the same figure gives the same bytes."""
     file = io.BytesIO()
-    # Without a date and with a fixed salt for its ids, the same run gives the same bytes.
+    # Without a date and with a fixed salt for its ids.
     with matplotlib.rc_context({"svg.hashsalt": "golf"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

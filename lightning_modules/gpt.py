@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from components.errors import UserError
 from components.gpt import GPT, GPTConfig
 from components.optimizer import CompositeOptimizer, OptimizerConfig, build_optimizer
 from components.scorer import ScoringPass
@@ -24,6 +27,10 @@ class GPTModule(LightningModule):
         vocab_size: Pieces in the vocabulary; null for the tokenizer's.
         bos_id: The id that begins a document; null for the tokenizer's.
         network: The network's other settings, as in ``GPTConfig``.
+
+    Attributes:
+        gradient_norm: Norm of the last step's gradient over all weights before it was clipped, a scalar on the device;
+            None before the first step.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class GPTModule(LightningModule):
         self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile
+        self.gradient_norm: Tensor | None = None
         if compile:
             # One graph, not one per gradient bucket: every later step must run what the warm-up compiled.
             torch._dynamo.config.optimize_ddp = False
@@ -72,6 +80,24 @@ class GPTModule(LightningModule):
         moved = checkpoint["global_step"] * self._trainer.accumulate_grad_batches - progress["current"]["ready"]
         for counts in (progress["current"], progress["total"]):
             counts.update({name: count + moved for name, count in counts.items()})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient to a norm of ``gradient_clip_val``, if that is set, and keep the norm that it had.
+
+        Raises:
+            UserError: Something other than the norm is to be clipped.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(
+                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; set it to norm, the only one here."
+            )
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gradient_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> CompositeOptimizer:
         """Muon and AdamW as one optimizer; the schedule callback sets its learning rates."""

@@ -22,7 +22,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from callbacks.common import callbacks_of, find
-from callbacks.export import Export, exported_weights
+from callbacks.export import Export, exported_weights, not_scored
+from callbacks.history import History
 from callbacks.scoring import ValidationScore, score_result
 from callbacks.summary import RunSummary
 from cli import GolfCLI, run_cli
@@ -88,7 +89,9 @@ class Requantize(GolfCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Leave no record of a run."""
         trainer = super().instantiate_trainer(**kwargs, logger=False)
-        callbacks_of(trainer)[:] = [each for each in callbacks_of(trainer) if not isinstance(each, RunSummary)]
+        callbacks_of(trainer)[:] = [
+            each for each in callbacks_of(trainer) if not isinstance(each, RunSummary | History)
+        ]
         return trainer
 
     def before_validate(self) -> None:
@@ -130,7 +133,7 @@ class Requantize(GolfCLI):
         stored = export.quantize(self.trainer, network, calibrated)
         written = export.write(self.trainer, network, stored, path)
         with exported_weights(network, written.artifact):
-            score, seconds = score_result(self.trainer, self.model, "scoring the artifact")
+            score, seconds = score_result(self.trainer, self.model, "scoring the artifact", not_scored(path))
         self._print(
             f"{path}: {written.num_bytes:,} bytes, {score.bits_per_byte:.6f} bits per byte, scored in {seconds:.1f} s"
         )

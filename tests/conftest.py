@@ -1,7 +1,6 @@
 """Fixtures of the whole suite."""
 
 import contextlib
-import io
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.corpus import build_corpus
-from tests.support import NARROW, FinishedRun, fit_arguments
+from tests.support import NARROW, FinishedRun, Terminal, fit_arguments
 
 
 @pytest.fixture(scope="session")
@@ -28,22 +27,14 @@ def data_folder(_corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_corpus, tmp_path / "data"))
 
 
-class _Terminal(io.StringIO):
-    """What a run takes for a terminal."""
-
-    def isatty(self) -> bool:
-        """Say that it is one."""
-        return True
-
-
 @pytest.fixture(scope="session")
 def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A run of 12 steps through every phase, with a progress bar that shows every step; not to be changed."""
     from cli import main
 
     folder = tmp_path_factory.mktemp("finished") / "runs"
-    stdout = _Terminal()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(_Terminal()):
+    stdout = Terminal()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(Terminal()):
         cli = main(fit_arguments(_corpus, folder, **NARROW, **{"trainer.enable_progress_bar": "true"}))
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 

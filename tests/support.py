@@ -1,5 +1,6 @@
 """Shared by several tests: outside numbers, requirements on the machine, and small networks and data."""
 
+import io
 import json
 import os
 import shutil
@@ -47,6 +48,13 @@ TINY = {
 
 # Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
 NARROW = {"model.model_dim": 64, "model.num_heads": 2}
+
+
+class Terminal(io.StringIO):
+    """What a run takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @dataclass

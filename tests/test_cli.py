@@ -160,7 +160,8 @@ def test_the_trainers_callbacks_are_in_order(finished_run: FinishedRun) -> None:
     names = [type(callback).__name__ for callback in callbacks]
     # What must precede what: the clock starts after the compilation, rates are set from its reading, snapshots are
     # taken by the rate, and observers see all of it.
-    chain = ["CompileWarmup", "Clock", "Schedule", "Averaging", "Monitor", "RunLog", "RunSummary", "Checkpoints"]
+    chain = ["CompileWarmup", "Clock", "Schedule", "Averaging", "Monitor", "RunLog", "RunSummary", "History"]
+    chain += ["Checkpoints"]
     assert sorted(chain, key=names.index) == chain
     assert names.index("LateQAT") < names.index("BudgetProgressBar")
 

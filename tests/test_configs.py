@@ -16,7 +16,7 @@ from tests.support import ROOT
 CONFIGS = ROOT / "configs"
 RUNGS = ("record_11l_ema", "record_sp4096", "record_sp8192_loop", "record_sp8192_ttt", "record_sp8192_gates")
 COMPLETE = ("record_10l", *RUNGS)
-OVERLAYS = ("demo", "one_gpu", "cpu", "tiny")
+OVERLAYS = ("demo", "one_gpu", "cpu", "laptop", "tiny")
 TINY_RUNGS = tuple(f"tiny_{name}" for name in RUNGS)
 # Not hyperparameters: options that belong to one command.
 COMMAND_OPTIONS = {"ckpt_path", "weights_only", "artifact"}
@@ -209,6 +209,19 @@ def test_the_demo_is_the_record_at_a_small_scale(capsys: pytest.CaptureFixture[s
     assert not [
         name for name, _ in leaves(written("demo")) if name.startswith(("late_qat.", "export.", "model.optimizer."))
     ]
+
+
+def test_the_laptop_runs_the_recipe_for_ten_minutes_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    laptop = dict(leaves(parse(capsys, "fit", "record_10l", "laptop")))
+    assert laptop["clock.max_seconds"] == 600
+    assert (laptop["trainer.accelerator"], laptop["trainer.devices"], laptop["trainer.strategy"]) == ("auto", 1, "auto")
+    assert laptop["model.compile"] is False
+    assert laptop["trainer.max_steps"] == -1  # a GPU takes more steps in the time than the record
+    # No phase may need a number of steps that a slow machine does not take.
+    assert laptop["schedule.warmdown_steps"] == 0
+    assert 0 < laptop["schedule.warmdown_fraction"] < 1
+    changed = {name.split(".")[0] for name, _ in leaves(written("laptop"))}
+    assert not changed & {"late_qat", "export", "clock", "checkpoint"}
 
 
 def test_shared_overlays_set_no_settings_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import importlib
 import inspect
-import io
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +36,12 @@ from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
 from callbacks.schedule import Schedule
+from callbacks.signals import Signals
 from callbacks.warmup import CompileWarmup
 from cli import main
 from tests.callbacks.support import trainer_of
 from tests.callbacks.toy import Toy, Undeclared
-from tests.support import NARROW, ROOT, FinishedRun, fit_arguments, marks_of, scalars_of, summary_of
+from tests.support import NARROW, ROOT, FinishedRun, Terminal, fit_arguments, marks_of, scalars_of, summary_of
 
 TOY = "tests.callbacks.toy.Toy"
 # Late QAT fakes matrices of any width, if they are not so small as to be float16.
@@ -167,8 +167,9 @@ def toy_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     }
     listed = ("tests.callbacks.toy.Undeclared", TOY)
     arguments = [*fit_arguments(_corpus, folder, **settings), *(f"--trainer.callbacks+={path}" for path in listed)]
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout), pytest.warns(UserWarning, match="A phase never came: the toy never ended"):
+    stdout = Terminal()
+    missed = pytest.warns(UserWarning, match="A phase never came: the toy never ended")
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(Terminal()), missed:
         cli = main(arguments)
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 
@@ -218,7 +219,8 @@ def test_fewer_warmup_steps_than_forms_are_refused(data_folder: Path, tmp_path: 
 def test_the_callbacks_that_a_user_lists_stand_in_their_stages(toy_run: FinishedRun) -> None:
     callbacks = toy_run.cli.trainer.callbacks
     assert [stage_of(callback) for callback in callbacks] == sorted(stage_of(callback) for callback in callbacks)
-    assert isinstance(callbacks[-1], Checkpoints)
+    assert isinstance(callbacks[-2], Checkpoints)
+    assert isinstance(callbacks[-1], Signals)  # ends the run, once all is saved
     names = [type(callback).__name__ for callback in callbacks]
     assert names.index("Schedule") < names.index("Toy") < names.index("Monitor")
     assert names.index("Averaging") < names.index("Undeclared")

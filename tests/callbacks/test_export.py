@@ -1,6 +1,8 @@
 """What export writes, what it scores, and how it leaves the network."""
 
 import dataclasses
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.common import find
 from callbacks.export import Export
+from callbacks.signals import Signals, Stopped
 from cli import main
 from components.artifact import read_artifact
 from components.errors import UserError
@@ -48,14 +52,14 @@ def score(network: GPT, stride: int = 4) -> Score:
     return SlidingWindows().score(network, windows(stride))
 
 
-def trainer_in(folder: Path, **settings: Any) -> SimpleNamespace:
+def trainer_in(folder: Path, callbacks: Sequence[Any] = (), **settings: Any) -> SimpleNamespace:
     scorer = SlidingWindows()
     data = SimpleNamespace(
         final_pass=lambda title: ScoringPass(windows(), scorer, title),
         validation_pass=lambda title: ScoringPass(windows(stride=16), scorer, title),
         scorer=scorer,
     )
-    return trainer_of(log_dir=str(folder), datamodule=data, **settings)
+    return trainer_of([*callbacks, Signals()], log_dir=str(folder), datamodule=data, **settings)
 
 
 def export_of(**settings: Any) -> Export:
@@ -90,6 +94,16 @@ def test_the_file_holds_each_weight_as_the_quantizer_stores_it(exported: tuple[E
         storages.add(expected.storage)
     assert storages == {Storage.INT5, Storage.INT6, Storage.FLOAT16}
     assert artifact.rules == (*keep_last_keys(1), *RECIPE)
+
+
+def test_a_signal_in_the_export_leaves_a_whole_file_that_has_not_been_scored(tmp_path: Path) -> None:
+    trainer, export = trainer_in(tmp_path), export_of()
+    find(trainer, Signals)._received = signal.SIGTERM
+    with pytest.raises(Stopped, match="143") as stopped:
+        export.on_fit_end(trainer, small_module())
+    assert f"validate --artifact {tmp_path / 'model.golf'}" in str(stopped.value.sentence)
+    assert len(read_artifact(tmp_path / "model.golf").tensors) > 0
+    assert export.float_score is None
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,12 @@ def test_a_validation_of_its_own_has_no_log(log: RunLog, tmp_path: Path) -> None
 
 def test_a_run_tells_its_whole_story(finished_run: FinishedRun) -> None:
     found = (finished_run.logs / "train.log").read_text().splitlines()
-    kinds = [re.match(r"[^\d]*", line)[0].strip() for line in found]
+    kinds = [re.match(r"[^\d:]*", line)[0].strip() for line in found]
     steps = ["step"] * 12
     assert (
         kinds
         == [
-            *("", "start at step"),  # the first line begins with the number of parameters
+            *("", "attention", "start at step"),  # the first line begins with the number of parameters
             *steps[:5],
             "warm-down from step",
             *(steps[5], "validation step"),

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.scoring import ValidationScore, score_result
+from callbacks.signals import Signals
 from components.scoring import Score
 from tests.callbacks.support import small_module, trainer_of
 
@@ -64,18 +65,21 @@ def test_a_result_is_scored_in_evaluation_mode_and_in_the_runs_precision() -> No
     made = []
 
     class Pass:
+        windows = Mock()
+
         def run(self, network: torch.nn.Module, show_progress: bool) -> Score:
             made.append((network.training, torch.is_autocast_enabled("cpu"), show_progress))
             return score_of(nats=50.0)
 
     trainer = trainer_of(
+        [Signals()],
         datamodule=SimpleNamespace(final_pass=lambda title: {"some title": Pass()}[title]),
         precision_plugin=Mock(val_step_context=lambda: torch.autocast("cpu", torch.bfloat16)),
         progress_bar_callback=Mock(),
     )
-    score, seconds = score_result(trainer, module, "some title")
+    score, seconds = score_result(trainer, module, "some title", "all is done")
     assert score == score_of(nats=50.0)
     assert seconds >= 0
     trainer.is_global_zero = False  # one bar on the screen
-    score_result(trainer, module, "some title")
+    score_result(trainer, module, "some title", "all is done")
     assert made == [(False, True, True), (False, True, False)]

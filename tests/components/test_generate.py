@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.generate import decoded, find_tokenizer, main
-from datamodules.tokenizer import load_tokenizer
+from components.tokenizer import load_tokenizer
 from tests.support import FinishedRun, run
 
 

@@ -19,8 +19,8 @@ from components.quantization import Nearest, StoredTensor, load_state, store
 from components.scorer import SlidingWindows
 from components.scoring import WindowLoader
 from components.storage import LARGEST_FLOAT16_TENSOR, Storage, StorageRule, assign
+from components.tokenizer import load_tokenizer
 from datamodules.shards import find_shards, open_shard
-from datamodules.tokenizer import load_tokenizer
 from tests.components.golden_calibration import late_batches
 from tests.components.golden_networks import LATE, late_network, needs_late
 from tests.support import SAMPLE, needs_sample, random_ids, tiny_network

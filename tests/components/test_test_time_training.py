@@ -17,8 +17,8 @@ from components.gpt import GPT
 from components.scorer import SlidingWindows
 from components.scoring import Chunk, Score, WindowLoader
 from components.test_time_training import ScoreFirstTraining
+from components.tokenizer import load_tokenizer
 from datamodules.shards import find_shards, open_shard
-from datamodules.tokenizer import load_tokenizer
 from tests.components.golden_networks import LATE, late_network, needs_late
 from tests.support import SAMPLE, bytes_by_id, needs_sample, random_ids, tiny_network
 

@@ -1,6 +1,8 @@
-"""A hub on this machine that serves files as the real one does, and misbehaves as told."""
+"""A hub on this machine that serves and takes files as the real one does, and misbehaves as told."""
 
+import base64
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,10 @@ ALWAYS = 100
 
 
 class StandInHub(ThreadingHTTPServer):
-    """Serves files as the hub does, and misbehaves as told: `faults[method, name]` is used up, one a request."""
+    """Serves files as the hub does, and misbehaves as told: `faults[method, name]` is used up, one a request.
+
+    It takes models from the one who has the token: `models` holds each repository's files.
+    """
 
     daemon_threads = True
 
@@ -22,6 +27,12 @@ class StandInHub(ThreadingHTTPServer):
         self.faults: dict[tuple[str, str], list[str]] = {}
         self.requests: list[tuple[str, str]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.token = "hf_ada"
+        self.owner = "ada"
+        self.models: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
+        self.large: dict[str, bytes] = {}
+        """What was uploaded as a large file and is in no repository yet, by its SHA-256."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are part of the tests."""
@@ -74,6 +85,77 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body[start : len(body) // 2] if fault == "break off" else body[start:])
         self.close_connection = True
+
+    def do_PUT(self) -> None:
+        """A large file."""
+        content = self.body()
+        self.server.large[hashlib.sha256(content).hexdigest()] = content
+        self.say({})
+
+    def do_POST(self) -> None:
+        """What an upload asks for, as huggingface_hub's client asks it."""
+        body = self.body()
+        self.server.requests.append(("POST", self.path))
+        fault = next(iter(self.server.faults.get(("POST", self.path), [])), "")
+        if fault or self.headers["Authorization"] != f"Bearer {self.server.token}":
+            self.say({"error": "no"}, int(fault or 401))
+            return
+        match self.path.removeprefix("/").split("/"):
+            case ["api", "validate-yaml"]:
+                self.say({"errors": [], "warnings": []})
+            case ["api", "repos", "create"]:
+                self.create(json.loads(body))
+            case ["api", "models", owner, name, "preupload", "main"]:
+                files = json.loads(body)["files"]
+                modes = [("lfs" if file["path"].endswith(".golf") else "regular", file["path"]) for file in files]
+                self.say({"files": [{"path": path, "uploadMode": m, "shouldIgnore": False} for m, path in modes]})
+            case [owner, name, "info", "lfs", "objects", "batch"]:
+                upload = {"upload": {"href": f"{self.server.url}/large"}}
+                self.say({"objects": [{**one, "actions": upload} for one in json.loads(body)["objects"]]})
+            case ["api", "models", owner, name, "commit", "main"]:
+                self.commit(f"{owner}/{name}", [json.loads(line) for line in body.splitlines()])
+            case _:
+                self.say_not_found("RepoNotFound")
+
+    def create(self, asked: dict[str, str]) -> None:
+        owner = asked.get("organization") or self.server.owner
+        if owner != self.server.owner:
+            self.say({"error": "not yours"}, 403)
+            return
+        name = f"{owner}/{asked['name']}"
+        exists = name in self.server.models
+        self.server.models.setdefault(name, {})
+        if asked.get("visibility") == "private":
+            self.server.private.add(name)
+        self.say({"url": f"{self.server.url}/{name}"}, 409 if exists else 200)
+
+    def commit(self, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.server.models[name][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.server.models[name][value["path"]] = self.server.large[value["oid"]]
+        self.say({"commitUrl": f"{self.server.url}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40})
+
+    def body(self) -> bytes:
+        """A request's content, given by its length or in chunks."""
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def say(self, answer: dict[str, object], status: int = 200) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def say_not_found(self, code: str) -> None:
         self.send_response(404)

@@ -12,7 +12,7 @@ import zstandard
 
 from components.errors import UserError
 from datamodules import documents
-from datamodules.documents import Format, read_documents
+from datamodules.documents import Format, find_files, read_documents
 
 TEXTS = ["first\nline", "", "h\u00e9 \u2014 \U0001f600", "last"]
 DOCUMENTS = [text.encode() for text in TEXTS]
@@ -64,10 +64,39 @@ class Pipe(io.RawIOBase):
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
-def test_a_plain_file_is_one_document(tmp_path: Path, suffix: str) -> None:
+def test_a_short_plain_file_is_one_document(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"book.txt{suffix}"
     path.write_bytes(COMPRESSIONS[suffix]("Chapter 1\n\nh\u00e9\n".encode()))
     assert list(read_documents(str(path))) == ["Chapter 1\n\nh\u00e9\n".encode()]
+
+
+def test_a_long_plain_file_is_cut_at_blank_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "SECTION_BYTES", 8)
+    monkeypatch.setattr(documents, "LONG_SECTION_BYTES", 20)
+    path = tmp_path / "book.txt"
+    sections = [b"one\n\ntwo\n\n", b"seven by seven\r\n\r\n", b"of a paragraph without end\n", b"\n  \nlast"]
+    path.write_bytes(b"".join(sections))
+    assert list(read_documents(str(path))) == sections
+
+
+def test_text_that_is_only_space_is_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_bytes(b"\n \n" * 9000)
+    assert list(read_documents(str(path))) == []
+
+
+def test_a_folder_gives_its_files_of_text_in_order(tmp_path: Path) -> None:
+    kept = ["a/z.jsonl.zst", "b/c.md", "b.txt", "d.parquet"]
+    for name in [*kept, "picture.png", ".git/log.txt", "a/.hidden.txt", "script.py", "notes.gz"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_files(tmp_path) == [tmp_path / name for name in kept]
+
+
+def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has no file named \*\.jsonl, .*\*\.txt"):
+        find_files(tmp_path)
 
 
 def test_standard_input_is_jsonl_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +160,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.txt .*No such file"):
+    with pytest.raises(UserError, match=r"there is no file .*gone\.txt: check its name"):
         list(read_documents(str(tmp_path / "gone.txt")))
     with pytest.raises(UserError, match="Is a directory"):
         list(read_documents(str(tmp_path)))

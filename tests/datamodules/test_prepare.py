@@ -16,8 +16,6 @@ from datamodules.shards import find_shards, open_shard
 from datamodules.verify import verify_folder
 from tests.support import ROOT, SAMPLE, needs_sample, run
 
-PUBLISHED = SAMPLE / "tokenizers" / "fineweb_1024_bpe.model"
-
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil 12 kettles of tea"
 WORDS = TEXT.split()
 DOCUMENTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(20 + i)).encode() for i in range(30)]
@@ -70,6 +68,23 @@ def test_every_document_is_a_bos_and_its_pieces_and_the_first_are_validation(tmp
     for split, documents in (("val", DOCUMENTS[:5]), ("train", DOCUMENTS[5:])):
         expected = [token_id for document in documents for token_id in (1, *tokenizer.Encode(document.decode()))]
         assert tokens(tmp_path, split) == expected
+
+
+@pytest.mark.parametrize(("num_docs", "num_val"), [(2, 1), (20, 1), (21, 2), (60, 3), (61, 3)])
+def test_validation_takes_a_twentieth_and_at_most_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_docs: int, num_val: int
+) -> None:
+    monkeypatch.setattr(prepare_module, "VAL_DOCS", 3)
+    documents = [b"%s %d" % (TEXT.encode(), i) for i in range(num_docs)]
+    made = prepare(documents, tmp_path, source="words", val_docs=None, tokenizer=300)
+    assert made.splits["val"].num_documents == num_val
+    assert made.splits["train"].num_documents == num_docs - num_val
+
+
+def test_choosing_the_number_reads_a_bounded_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "VAL_CHOICE_BYTES", 40 * len(DOCUMENTS[0]))
+    made = prepare([DOCUMENTS[0], *(DOCUMENTS[1:] * 9)], tmp_path, source="words", val_docs=None, tokenizer=300)
+    assert made.splits["val"].num_documents == 2  # of the first 28 documents, not of all 262
 
 
 def test_shards_are_cut_at_their_size_wherever_batches_and_documents_end(
@@ -141,20 +156,25 @@ def test_document_hashes_see_where_documents_end(tmp_path: Path) -> None:
         (
             DOCUMENTS,
             {"tokenizer": 5000},
-            "of the 5000 pieces of the vocabulary: give more text or a smaller --vocab-size",
+            r"yields only (\d+) of the 5000 pieces of the vocabulary: give more text or --vocab-size \1$",
         ),
         (DOCUMENTS, {"tokenizer": 260}, "a vocabulary cannot have 260 pieces: choose --vocab-size from 261"),
         (DOCUMENTS, {"tokenizer": 65537}, "a vocabulary cannot have 65537 pieces: .* to 65536"),
-        (DOCUMENTS[:5], {}, "no tokenizer could be trained on this text"),
-        (DOCUMENTS[:5], {"tokenizer": PUBLISHED}, "words has no document to train on"),
+        (
+            [b" ".join(f"{chr(0x4E00 + i)}".encode() for i in range(500))] * 6,
+            {},
+            "no room .* --vocab-size [78]\\d\\d or",
+        ),
+        (DOCUMENTS[:5], {}, "words has only 5 documents, all for validation: .* a --val-docs under 5"),
+        (DOCUMENTS[:1], {"val_docs": None}, "words is a single document, and validation and training need one each"),
+        ([b" ".join(DOCUMENTS)] * 9, {}, "no document to train on that is not one of the 5 for validation too"),
+        ([], {"val_docs": 0}, "words has no text"),
         (DOCUMENTS, {"tokenizer": Path("gone.model")}, r"no tokenizer at gone\.model"),
     ],
 )
 def test_what_a_user_can_mend_leaves_an_empty_folder(
     tmp_path: Path, documents: list[bytes], settings: dict[str, object], message: str
 ) -> None:
-    if settings.get("tokenizer") == PUBLISHED and not PUBLISHED.is_file():
-        pytest.skip("needs ../shared/fineweb_sample")
     with pytest.raises(UserError, match=message):
         prepare(documents, tmp_path, **{**SETTINGS, **settings})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
@@ -203,9 +223,33 @@ def test_command_reports_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_command_refuses_a_negative_number_of_documents(tmp_path: Path) -> None:
+    result = command("-", "--out", tmp_path / "out", "--val-docs", -1)
+    assert result.returncode == 2
+    assert b"argument --val-docs: -1 is less than 0" in result.stderr
+
+
 def test_command_trains_a_tokenizer_of_1024_pieces_unless_told(tmp_path: Path) -> None:
     letters = np.random.default_rng(0).integers(ord("a"), ord("z"), (3000, 7), dtype=np.uint8)
     (tmp_path / "words.txt").write_bytes(b" ".join(bytes(word) for word in letters))
     result = command(tmp_path / "words.txt", "--out", tmp_path / "out", "--val-docs", 0)
     assert result.returncode == 0, result.stderr
     assert b"--data.tokenizer_path" in result.stdout
+
+
+def test_command_makes_both_splits_of_one_book_or_of_a_folder(tmp_path: Path) -> None:
+    chapters = [f"Chapter {i}\n\n" + "\n\n".join([TEXT, str(i) * 40] * 70) + "\n\n" for i in range(25)]
+    (tmp_path / "book.txt").write_text("".join(chapters))
+    (tmp_path / "notes").mkdir()
+    for i, chapter in enumerate(chapters):
+        (tmp_path / "notes" / f"{i:02}.md").write_text(chapter)
+    for name, num_val in (("book.txt", 2), ("notes", 3)):
+        out = tmp_path / f"data of {name}"
+        result = command(tmp_path / name, "--out", out, "--vocab-size", 300)
+        assert result.returncode == 0, result.stderr
+        made = Manifest.read(out)
+        assert made is not None
+        assert made.splits["val"].num_documents == num_val
+        assert sum(split.text_bytes for split in made.splits.values()) == len("".join(chapters))
+        assert b"a twentieth of the documents" in result.stdout
+    assert f"25 files of text, from {tmp_path}/notes/00.md to {tmp_path}/notes/24.md" in result.stdout.decode()

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from components.errors import UserError
+from components.tokenizer import load_tokenizer
 from datamodules import verify
 from datamodules.prepare import prepare
 from datamodules.shards import find_shards, open_shard, write_shard
-from datamodules.tokenizer import load_tokenizer
 from datamodules.verify import report_table, verify_folder
 from tests.support import ROOT, SAMPLE, needs_sample
 

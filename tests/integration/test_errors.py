@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli import main
+from cli import _check_accelerator, main
 from components.artifact import read_artifact, write_artifact
 from components.gpt import GPT
 from components.public_artifact import write_public_artifact
@@ -21,7 +22,15 @@ from tests.components.support import at_most_a_gibibyte_more
 from tests.support import ROOT, TINY, fit_arguments, recipe_stored, run, tiny_network, validate_arguments, write_shard
 
 # What Lightning creates before it asks for the data; none of it is a result.
-LEFT_BY_LIGHTNING = ("events.out.tfevents.", "config.yaml", "hparams.yaml", "train.log")
+LEFT_BY_LIGHTNING = (
+    "events.out.tfevents.",
+    "config.yaml",
+    "hparams.yaml",
+    "history.jsonl",
+    "lock",
+    "reached",
+    "train.log",
+)
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_a_token_id_outside_the_vocabulary(
     ids[position] = 1024
     write_shard(shard(data_folder), ids)
     # Without checkpoints: one saved before the id is read would rightly be kept.
-    settings = {"model.model_dim": 64, "model.num_heads": 2, "trainer.enable_checkpointing": "false"}
+    settings = {"model.model_dim": 64, "model.num_heads": 2, "checkpoint.every_seconds": 0}
     sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **settings))
     assert f"token id 1024 at position {position} of {shard(data_folder)} is outside the vocabulary of 1024" in sentence
 
@@ -134,6 +143,36 @@ def test_batch_tokens_that_do_not_divide(refused: Refused, data_folder: Path, tm
     sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"data.train_batch_tokens": 1000}))
     assert "train_batch_tokens 1000 is not a multiple of 8 micro-batches of sequences of 64 tokens" in sentence
     assert "multiple of 512" in sentence
+
+
+def test_everything_that_is_wrong_is_named_at_once(refused: Refused, data_folder: Path, tmp_path: Path) -> None:
+    wrong = {
+        "data.tokenizer_path": tmp_path / "missing.model",
+        "data.train_batch_tokens": 1000,
+        "model.num_heads": 3,
+        "model.bos_id": 1,
+        "schedule.warmdown_fraction": 0.3,
+        "scoring.seq_len": 16,
+        "scoring.max_tokens": 1,
+        "clock.max_seconds": -1,
+    }
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **wrong))
+    assert sentence.startswith("error: 6 things are wrong: (1) no tokenizer at ")
+    for part in ("num_heads", "schedule.warmdown_steps 8 and", "clock.max_seconds is -1", "train_batch_tokens 1000"):
+        assert part in sentence
+    assert "scoring.stride is 32; set it from 1 to scoring.seq_len (16)" in sentence
+    assert "scoring.max_tokens is 1" in sentence
+
+
+def test_apples_gpu_is_refused_or_left_alone(
+    refused: Refused, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"trainer.accelerator": "mps"}))
+    assert "trainer.accelerator is mps, and Apple's GPUs have no float64" in sentence
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    trainer = Namespace(accelerator="auto")
+    _check_accelerator(trainer)
+    assert trainer.accelerator == "cpu"
 
 
 def test_a_world_size_that_does_not_divide_8(data_folder: Path, tmp_path: Path) -> None:
@@ -324,6 +363,7 @@ def test_the_record_run_on_a_machine_without_a_gpu(command: str, refused: Refuse
     config = ROOT / "configs" / "record_10l.yaml"
     sentence = refused([command, "--config", config, f"--trainer.default_root_dir={tmp_path / 'runs'}"])
     assert "trainer.accelerator asks for a GPU and this machine has none" in sentence
+    assert "--config configs/laptop.yaml for a small network" in sentence
     assert "--config configs/cpu.yaml" in sentence
     assert not (tmp_path / "runs").exists()
 

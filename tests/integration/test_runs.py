@@ -1,9 +1,6 @@
-"""Whole runs through the command line: every phase, fresh processes, several ranks, resume, interrupt."""
+"""Whole runs through the command line: every phase, fresh processes, several ranks, resume."""
 
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -217,28 +214,6 @@ def test_a_run_resumes_with_another_number_of_ranks(data_folder: Path, tmp_path:
     assert losses == pytest.approx({step: whole[step] for step in range(6, 13)}, abs=5e-3)
     assert one["train_positions"] == [5 * 8 * 129, two["train_positions"][1]]
     assert one["snapshots_averaged"] == two["snapshots_averaged"]
-
-
-def test_an_interrupt_ends_the_run_without_a_half_written_file(data_folder: Path, tmp_path: Path) -> None:
-    settings = {"trainer.max_steps": 100000, "trainer.val_check_interval": 1000000}  # no checkpoint after a validation
-    arguments = fit_arguments(data_folder, tmp_path / "runs", **settings)
-    process = subprocess.Popen(
-        [sys.executable, "cli.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "runs").rglob("events.out*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in output
-    left = {path.name for path in (tmp_path / "runs").rglob("*") if path.is_file()}
-    assert {
-        name
-        for name in left
-        if not name.startswith(("events.out", "config.yaml", "hparams.yaml", "train.log", "lock", "reached"))
-    } == set()
 
 
 @needs_compiler

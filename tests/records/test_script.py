@@ -184,6 +184,9 @@ def test_the_script_alone_runs_under_torchrun_and_counts_its_own_bytes(made: Mad
     assert (summary["world_size"], summary["step_stop"]) == (2, 4)
     assert summary["bytes_code"] == (tmp_path / "train_gpt.py").stat().st_size
     assert summary["num_params"] == json.loads((made.folder / "submission.json").read_text())["num_params"]
+    left = {path.name for path in (tmp_path / "runs" / "lightning_logs" / "version_0").iterdir()}
+    assert "history.jsonl" in left  # from which the project's records.report draws the page that the script cannot
+    assert "report.html" not in left
 
 
 def test_the_script_alone_explains_its_settings_and_unpacks(made: Made, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from components.artifact import write_artifact
 from components.byte_counts import token_byte_table
 from components.gpt import GPTConfig
+from components.tokenizer import load_tokenizer
 from datamodules.shards import open_shard
-from datamodules.tokenizer import load_tokenizer
 from records.audit.case import Case
 from records.audit.checks import GROUPS, audit, judge
 from records.audit.contained import Box, Ended, Job

@@ -14,8 +14,8 @@ from components.public_artifact import write_public_artifact
 from components.quantization import load_state
 from components.scoring import WindowLoader
 from components.test_time_training import ScoreFirstTraining
+from components.tokenizer import load_tokenizer
 from datamodules.shards import open_shard
-from datamodules.tokenizer import load_tokenizer
 from records.audit.checks import judge
 from records.audit.figure_checks import significance
 from records.audit.verdicts import Failed, State, Word
