@@ -29,19 +29,23 @@ from callbacks.averaging import Averaging
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
 from callbacks.common import callbacks_of, find, in_order, stage_of
+from callbacks.dashboard import Dashboard
 from callbacks.export import Export
 from callbacks.history import History, Layer
+from callbacks.hyperparameters import Hyperparameters
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
-from callbacks.progress import BudgetProgressBar
+from callbacks.progress import BudgetProgressBar, ProgressLines, is_terminal
 from callbacks.ranks import Ranks, end_children, leave, replace_observer, separate_restarts, speaks
 from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
+from callbacks.sample import Sample
 from callbacks.schedule import Schedule
 from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
+from callbacks.tensorboard_log import TensorBoardLog
 from callbacks.warmup import CompileWarmup
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
@@ -49,6 +53,7 @@ from components.checkpoint_reading import read_checkpoint
 from components.errors import LostRankError, UserError, describe_os_error
 from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
 from components.model_files import read_any_artifact
+from components.noise import quiet_libraries
 from components.quantization import Nearest, load_state
 from components.scorer import Scorer, SlidingWindows
 from components.scoring import ScoringConfig
@@ -244,18 +249,25 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that have no section of their own, and sort all callbacks by stage."""
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
-        added = [self.signals, Ranks(), ValidationScore(), Monitor()]
+        added = [self.signals, Ranks(), ValidationScore(), Sample(), Monitor(), Hyperparameters(), Dashboard()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
-        if init.trainer.enable_progress_bar is not False:
-            added.append(BudgetProgressBar(refresh_rate=5))
+        shows_progress, on_terminal = init.trainer.enable_progress_bar is not False, is_terminal()
+        if shows_progress:
+            added.append(BudgetProgressBar(refresh_rate=5) if on_terminal else ProgressLines())
         if not self._leaves_nothing():
             checkpoint = config.ckpt_path if self.subcommand == "fit" else None
             added += [RunLog(), RunSummary(), History(self.command, self._layers(), checkpoint and Path(checkpoint))]
         self.trainer_defaults["callbacks"] = added
         replace_observer()
         separate_restarts()
-        trainer = super().instantiate_trainer(logger=self._loggers(init.trainer), **kwargs)
+        trainer = super().instantiate_trainer(
+            logger=self._loggers(init.trainer),
+            enable_progress_bar=shows_progress and on_terminal,
+            # Lightning's table has one row, the network. RunLog says how large it is.
+            enable_model_summary=bool(init.trainer.enable_model_summary),
+            **kwargs,
+        )
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks
@@ -275,16 +287,19 @@ class GolfCLI(LightningCLI):
         return layers
 
     def _loggers(self, trainer: Any) -> list[Logger] | bool:
-        """The run's own folder with TensorBoard's log, and the loggers that the user lists."""
-        if self._leaves_nothing() or trainer.logger is False:
+        """The run's own folder, TensorBoard's log in it, and the loggers that the user lists; ``false`` for no log."""
+        if self._leaves_nothing():
             return False
-        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         folder = RunFolder(Path(trainer.default_root_dir or "."))
-        return [folder, *(logger for logger in listed if isinstance(logger, Logger))]
+        if trainer.logger is False:
+            return [folder]
+        listed = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        return [folder, TensorBoardLog(folder), *(logger for logger in listed if isinstance(logger, Logger))]
 
     def before_fit(self) -> None:
-        """Give the export a counter of this configuration's code."""
+        """Give the export a counter of this configuration's code, and the loggers the configuration."""
         text = self._parser("fit").dump(self.config.fit, skip_none=False)
+        find(self.trainer, Hyperparameters).settings = yaml.safe_load(text)
         find(self.trainer, Export).count_code = lambda: self.count_code(text)
 
     def before_validate(self) -> None:
@@ -519,6 +534,7 @@ def run_cli(
         count_code: Counts the code submitted with an artifact; by default the packed script.
         write_report: Writes a report of a finished run; None for no report.
     """
+    quiet_libraries()
     signals = Signals()
     with signals.handled():
         try:

@@ -74,6 +74,7 @@ def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, secon
     zstd = 8 * len(zstandard.ZstdCompressor(level=22).compress(text)) / len(text)
     xz = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
     rows = [
+        *_scores(fitted),
         ("bits per byte before export", f"{fitted['pre_quant_val_bpb']:.4f}"),
         ("bits per byte after export, fresh process", f"{validated['val_bpb']:.4f}"),
         (f"bits per byte of zstd -22 on the same {len(text):,} bytes", f"{zstd:.4f}"),
@@ -89,6 +90,16 @@ def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, secon
     ]
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _scores(fitted: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores that compare what became of the weights, as rows; a run without an average has only the last."""
+    names = (("last_weights_bpb", "last weights"), ("averaged_bpb", "averaged"), ("exported_bpb", "exported"))
+    return [
+        (f"bits per byte in validation's windows, {words}", f"{fitted[name]:.4f}")
+        for name, words in names
+        if name in fitted
+    ]
 
 
 if __name__ == "__main__":

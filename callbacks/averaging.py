@@ -7,17 +7,21 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.common import Reporter, announce, ends_step, find, network_of
+from callbacks.common import Reporter, announce, ends_step, find, log_metrics, network_of
 from callbacks.schedule import Schedule
+from callbacks.scoring import score_as_validation
 from components.averages import Average, Moment
 from components.errors import UserError
+from components.scoring import Score
 
 
 class Averaging(Reporter):
     """Update an average of the weights during training, and load it into the network when training ends.
 
-    A checkpoint holds the last weights, from which training resumes, and the average so far, which ``validate`` scores.
+    Both are scored as validations are, and an average that scores worse than the last weights is a warning. A
+    checkpoint holds the last weights, from which training resumes, and the average so far, which ``validate`` scores.
 
     Args:
         average: The average to keep.
@@ -28,6 +32,7 @@ class Averaging(Reporter):
         super().__init__()
         self.average = average
         self.last_weights = last_weights
+        self._scores: dict[str, Score] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the average of a resumed run to the parameters' device, and show it the weights it starts from."""
@@ -48,8 +53,23 @@ class Averaging(Reporter):
                 announce(trainer, "averaging", f"{words} at step {trainer.global_step}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the average into the network, also where a resumed run had no step left to take."""
+        """Load the average into the network, also where a resumed run had no step left to take, and compare."""
+        if self.average.value() is None:
+            return
+        last = score_as_validation(trainer, pl_module, "scoring the last weights")
         self._apply(pl_module)
+        averaged = score_as_validation(trainer, pl_module, "scoring the average")
+        self._scores = {"last_weights": last, "averaged": averaged}
+        log_metrics(trainer, {f"result/{of}": score.bits_per_byte for of, score in self._scores.items()})
+        words = f"last weights {last.bits_per_byte:.6f} bits per byte, averaged {averaged.bits_per_byte:.6f}"
+        announce(trainer, "scores", f"in validation's windows: {words}")
+        if averaged.bits_per_byte > last.bits_per_byte:
+            rank_zero_warn(
+                f"Averaging has lost: {words}, in validation's windows. The average is what is exported; to do "
+                "better, average fewer of the last steps, or give --averaging null."
+            )
+        else:
+            rank_zero_info(f"In validation's windows: {words}.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load a checkpoint's average for ``validate`` to score."""
@@ -92,7 +112,7 @@ class Averaging(Reporter):
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The average's fields in the run summary."""
-        return self.average.summary()
+        return self.average.summary() | {f"{of}_bpb": score.bits_per_byte for of, score in self._scores.items()}
 
     def missed(self, trainer: Trainer) -> list[str]:
         """The average's missed phase, if there is one."""

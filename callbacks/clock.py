@@ -137,7 +137,7 @@ class Clock(Reporter):
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """Seconds of training so far."""
-        return {"elapsed_seconds": self.elapsed}
+        return {"speed/elapsed_seconds": self.elapsed}
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The run summary's fields about time."""

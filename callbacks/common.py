@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from components.gpt import GPT
@@ -80,7 +81,7 @@ class Reporter(Callback):
         return None
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
-        """Values that a dashboard shows at a logged step, by tag."""
+        """Values that a dashboard shows at a logged step, by tag; it groups tags by what is before their slash."""
         return {}
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
@@ -115,6 +116,7 @@ class RunData(Protocol):
     scoring: ScoringConfig
     scorer: Scorer
     """What computes the run's result."""
+    tokenizer: SentencePieceProcessor
 
     @property
     def epoch(self) -> float:
@@ -122,6 +124,12 @@ class RunData(Protocol):
 
     def final_pass(self, title: str) -> ScoringPass:
         """The scoring pass that gives the run's result."""
+
+    def validation_pass(self, title: str) -> ScoringPass:
+        """The scoring pass of a fit's validations."""
+
+    def validation_prompt(self, num_tokens: int) -> list[int]:
+        """The first ids of the validation text, at most so many."""
 
     def example_pass(self) -> ScoringPass:
         """A scoring pass over dummy ids, with one batch of every shape that validation uses."""
@@ -141,6 +149,12 @@ def announce(trainer: Trainer, tag: str, sentence: str) -> None:
     for callback in callbacks_of(trainer):
         if hasattr(callback, "on_event"):
             cast(EventListener, callback).on_event(trainer, Event(tag, sentence))
+
+
+def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Log values by tag at the current step, to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
 
 
 def reporters(trainer: Trainer) -> Iterator[Reporter]:

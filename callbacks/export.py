@@ -6,22 +6,22 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
 from callbacks.clock import Clock
-from callbacks.common import Reporter, Stage, announce, data_of, find, network_of
-from callbacks.scoring import score_result, score_summary, shows_progress
+from callbacks.common import Reporter, Stage, announce, data_of, find, log_metrics, network_of
+from callbacks.scoring import score_as_validation, score_result, score_summary, shows_progress
 from components.artifact import MAX_BYTES, MAX_FILE_BYTES, Artifact, parse_artifact, write_artifact
 from components.compression import require_zstandard
 from components.errors import UserError
@@ -49,6 +49,21 @@ class Written:
 
     artifact: Artifact
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorCost:
+    """What storing a tensor costs.
+
+    Attributes:
+        num_bytes: its share of the file.
+        relative_error: norm of the difference from the float weights, over their norm.
+        norm: norm of the float weights.
+    """
+
+    num_bytes: float
+    relative_error: float
+    norm: float
 
 
 class Export(Reporter):
@@ -93,6 +108,10 @@ class Export(Reporter):
         self.spare_folder = spare_folder
         self.float_score: Score | None = None
         self.score: Score | None = None
+        self.stored: Mapping[str, StoredTensor] = {}
+        """The weights as the artifact holds them, once they are quantized."""
+        self.costs: Mapping[str, TensorCost] = {}
+        """What storing each of them costs, on rank 0."""
         self._facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -119,21 +138,35 @@ class Export(Reporter):
         """Save the float weights, write the artifact, score the float weights, and score what the artifact holds."""
         pl_module.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         network = network_of(pl_module)
-        stored = self.quantize(trainer, network)
+        self.stored = self.quantize(trainer, network)
         path = self.artifact_path(trainer)
-        _on_rank_zero(trainer, lambda: self._save_floats(trainer, path, network, stored))
-        written = self.write(trainer, network, stored, path)
+        _on_rank_zero(trainer, lambda: self._save_floats(path, network))
+        written = self.write(trainer, network, self.stored, path)
         bytes_code = _on_rank_zero(trainer, self.count_code)
         # Only now the scores, which may take minutes: a signal then leaves the artifact behind.
         self.float_score, _ = score_result(trainer, pl_module, "scoring float weights", not_scored(path))
-        self.score, seconds = score_artifact(trainer, pl_module, written.artifact, path)
+        with exported_weights(network, written.artifact):
+            self.score, seconds = score_result(trainer, pl_module, "scoring the artifact", not_scored(path))
+            exported = score_as_validation(trainer, pl_module, "comparing the artifact")
         self._facts = {
+            "exported_bpb": exported.bits_per_byte,
             "artifact": str(path),
             "bytes_model": written.num_bytes,
             "bytes_code": bytes_code,
             "bytes_total": written.num_bytes + bytes_code,
             "eval_time_seconds": seconds,
         }
+        log_metrics(
+            trainer,
+            {
+                "result/bits_per_byte": self.score.bits_per_byte,
+                "result/loss": self.score.loss,
+                "result/exported": exported.bits_per_byte,
+            },
+        )
+        if trainer.is_global_zero:
+            self.costs = _costs(self.stored, dict(network.named_parameters()))
+            log_metrics(trainer, _costs_by_storage(self.stored, self.costs))
         self._announce(trainer, self.float_score, self.score)
 
     @torch.no_grad()
@@ -193,8 +226,8 @@ class Export(Reporter):
         words = f"calibrated on {num_batches} micro-batches of training data in {seconds:.3f} s"
         announce(trainer, "export", f"{words}, elapsed {clock.elapsed:.3f} s")
 
-    def _save_floats(self, trainer: Trainer, path: Path, network: GPT, stored: Mapping[str, StoredTensor]) -> None:
-        """Write the float weights beside the artifact or in the spare folder, and log how the artifact will hold them.
+    def _save_floats(self, path: Path, network: GPT) -> None:
+        """Write the float weights beside the artifact or in the spare folder.
 
         Raises:
             UserError: Only the spare folder took them, or not even that.
@@ -208,7 +241,6 @@ class Export(Reporter):
                 raise
             reason = f"The export to {path.parent} failed ({error.__cause__.strerror})"
             raise UserError(f"{reason}; {self._save_elsewhere(path, settings, floats)}.") from error
-        _log_tensors(trainer, floats, stored)
 
     def _save_elsewhere(self, path: Path, settings: dict[str, Any], floats: Mapping[str, Tensor]) -> str:
         """Save the float weights in the spare folder; returns what became of them and what to do, as a clause."""
@@ -281,24 +313,13 @@ def not_scored(path: Path) -> str:
     return f"{path} is whole, but not scored; score it with validate --artifact {path}"
 
 
-def score_artifact(trainer: Trainer, pl_module: LightningModule, artifact: Artifact, path: Path) -> tuple[Score, float]:
-    """Score an artifact's weights as a run's result; the network has its own again afterward.
-
-    Args:
-        trainer: The trainer.
-        pl_module: The module whose network takes the weights.
-        artifact: What was written.
-        path: Where it was written.
-
-    Returns:
-        The score and the seconds it took.
-    """
-    network = network_of(pl_module)
+@contextmanager
+def exported_weights(network: GPT, artifact: Artifact) -> Iterator[None]:
+    """A context in which a network has the weights of its artifact."""
     floats = {name: p.detach().clone() for name, p in network.named_parameters()}
     network.load_state_dict(load_state(artifact.tensors))
-    scored = score_result(trainer, pl_module, "scoring the artifact", not_scored(path))
+    yield
     network.load_state_dict(floats)
-    return scored
 
 
 def _on_rank_zero(trainer: Trainer, work: Callable[[], Result]) -> Result:
@@ -318,20 +339,21 @@ def _on_rank_zero(trainer: Trainer, work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
-def _log_tensors(trainer: Trainer, state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Log each tensor's type, size and relative quantization error to TensorBoard, as scalars and as a table."""
-    rows = [
-        "| tensor | type | values | bytes in the file | relative error |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+def _costs(stored: Mapping[str, StoredTensor], floats: Mapping[str, Tensor]) -> dict[str, TensorCost]:
+    sizes = coded_sizes(list(stored.values()))
+    return {
+        name: TensorCost(size, tensor.relative_error(floats[name]), float(floats[name].detach().norm()))
+        for (name, tensor), size in zip(stored.items(), sizes, strict=True)
+    }
+
+
+def _costs_by_storage(stored: Mapping[str, StoredTensor], costs: Mapping[str, TensorCost]) -> dict[str, float]:
+    """Bytes and relative error of all tensors of one storage together, as metrics."""
     metrics = {}
-    for (name, tensor), num_bytes in zip(stored.items(), coded_sizes(list(stored.values())), strict=True):
-        error = tensor.relative_error(state[name])
-        metrics[f"export_error/{name}"] = error
-        metrics[f"export_bytes/{name}"] = num_bytes
-        rows.append(f"| {name} | {tensor.storage} | {tensor.values.numel():,} | {num_bytes:,.0f} | {error:.2e} |")
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("export/tensors", "\n".join(rows), trainer.global_step)
-        logger.save()
+    for storage in sorted({tensor.storage for tensor in stored.values()}):
+        of_kind = [costs[name] for name, tensor in stored.items() if tensor.storage is storage]
+        norm = math.hypot(*(cost.norm for cost in of_kind))
+        error = math.hypot(*(cost.relative_error * cost.norm for cost in of_kind))
+        metrics[f"quantization/error_{storage}"] = error / norm if norm else 0.0
+        metrics[f"quantization/bytes_{storage}"] = sum(cost.num_bytes for cost in of_kind)
+    return metrics

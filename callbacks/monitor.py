@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, and the end of a run whose loss or gradient is no longer finite."""
+"""What loggers get of a run as it trains, and the end of a run whose loss or gradient is no longer finite."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
-from callbacks.common import Event, data_of, ends_step, find, mean_over_ranks, reporters
+from callbacks.common import data_of, ends_step, find, log_metrics, mean_over_ranks, reporters
 from components.errors import UserError
 
 
@@ -104,12 +103,6 @@ class Monitor(Callback):
         if self._unseen:
             self._look(trainer, self._stacked())
 
-    def on_event(self, trainer: Trainer, event: Event) -> None:
-        """Log the event as text at the current step."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(event.tag, event.sentence, trainer.global_step)
-
     def _stacked(self) -> Tensor:
         """Losses and gradient norms of the steps nobody has looked at, [2, steps]."""
         losses, norms = ([step.loss for step in self._unseen], [step.gradient_norm for step in self._unseen])
@@ -129,15 +122,18 @@ class Monitor(Callback):
         elapsed = find(trainer, Clock).elapsed
         last_step, last_elapsed = self._last
         self._last = (trainer.global_step, elapsed)
-        metrics = {"train_loss": loss, "gradient_norm": gradient_norm, "epoch_of_data": data_of(trainer).epoch}
+        metrics = {
+            "loss/train": loss,
+            "optimizer/gradient_norm": gradient_norm,
+            "speed/epoch_of_data": data_of(trainer).epoch,
+        }
         if elapsed > last_elapsed:
             tokens = (trainer.global_step - last_step) * data_of(trainer).train_batch_tokens
-            metrics["tokens_per_second"] = tokens / (elapsed - last_elapsed)
+            metrics["speed/tokens_per_second"] = tokens / (elapsed - last_elapsed)
         for reporter in reporters(trainer):
             metrics |= reporter.metrics(trainer)
         self.metrics = metrics
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_metrics(trainer, metrics)
 
 
 def _not_finite(step: _Step, loss: float, gradient_norm: float) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from torch.utils.tensorboard import SummaryWriter
 
 from components.checkpoint_file import checkpoints_in
 from components.errors import UserError
@@ -29,95 +27,63 @@ LAUNCH = "launch"
 """Name of the file in a run's folder that holds the name of the torchrun that started it."""
 
 
-class RunFolder(TensorBoardLogger):
-    """TensorBoard's log in a new folder ``version_N`` of the run's own.
+class RunFolder(Logger):
+    """A new folder ``version_N`` of the run's own, with or without loggers that write to it.
 
-    Rank 0 claims the folder by creating it, which only one process can do; other ranks learn it from the trainer. The
-    log ends with a warning, not the run, where the disk does not take it.
+    It logs nothing. The trainer takes the folder of its first logger for its own. Rank 0 claims the folder by creating
+    it, which only one process can do; other ranks learn it from the trainer.
 
     Args:
         runs: The runs folder.
     """
 
     def __init__(self, runs: Path) -> None:
-        super().__init__(runs, name=RUNS, version=None)
+        super().__init__()
+        self.runs = runs
+        self._folder: Path | None = None
         self._lock: IO[str] | None = None
 
-    def _get_next_version(self) -> int:
-        """Create the first free folder and return its number; on ranks other than 0, where it is never used, -1."""
+    @property
+    def save_dir(self) -> str:
+        """The folder, claimed when it is first asked for; on ranks other than 0 the runs folder, which is never used.
+
+        Raises:
+            UserError: The runs folder cannot take a run.
+        """
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            return -1
-        try:
-            run, self._lock = _claim(Path(self.root_dir))
-            if _launch() is not None:
-                (run / LAUNCH).write_text(f"{_launch()}")
-        except OSError as error:
-            raise UserError(
-                f"The runs folder {self.save_dir} cannot take a run ({error.strerror}); make room, or set "
-                "trainer.default_root_dir to another folder."
-            ) from error
-        return _version(run)
+            return str(self.runs)
+        if self._folder is None:
+            try:
+                self._folder, self._lock = _claim(self.runs / RUNS)
+                if _launch() is not None:
+                    (self._folder / LAUNCH).write_text(f"{_launch()}")
+            except OSError as error:
+                raise UserError(
+                    f"The runs folder {self.runs} cannot take a run ({error.strerror}); make room, or set "
+                    "trainer.default_root_dir to another folder."
+                ) from error
+        return str(self._folder)
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
-        """The writer of TensorBoard's log."""
-        is_new = self._experiment is None
-        writer = super().experiment
-        if is_new:
-            # Tensorboard's own thread raises what the disk refuses, at some later call.
-            events = writer._get_file_writer().event_writer._async_writer
-            events._writer = events._worker._record_writer = _UntilDiskIsFull(events._writer, self.log_dir)
-        return writer
+    def name(self) -> str:
+        """None: callbacks that join folder, name and version find the folder itself."""
+        return ""
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the hyperparameters beside the log, if the disk takes them."""
-        try:
-            super().save()
-        except OSError as error:
-            _warn_of_log(self.log_dir, error)
+    @property
+    def version(self) -> str:
+        """None, as with the name."""
+        return ""
 
-    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log nothing."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: ``config.yaml`` is in the folder."""
+
     def finalize(self, status: str) -> None:
-        """Close the log, and let go of the folder."""
-        super().finalize(status)
+        """Let go of the folder."""
         if self._lock is not None:
             self._lock.close()
-
-
-class _UntilDiskIsFull:
-    """A writer of records that stops, with a warning, at the first that the disk does not take.
-
-    What follows a half-written record could not be read.
-    """
-
-    def __init__(self, records: Any, log_dir: str) -> None:
-        self._records = records
-        self._log_dir = log_dir
-        self._is_full = False
-
-    def write(self, data: bytes) -> None:
-        self._try(lambda: self._records.write(data))
-
-    def flush(self) -> None:
-        self._try(self._records.flush)
-
-    def close(self) -> None:
-        self._try(self._records.close)
-
-    def _try(self, work: Callable[[], None]) -> None:
-        if self._is_full:
-            return
-        try:
-            work()
-        except OSError as error:
-            self._is_full = True
-            _warn_of_log(self._log_dir, error)
-
-
-def _warn_of_log(log_dir: str, error: OSError) -> None:
-    rank_zero_warn(f"TensorBoard's log in {log_dir} ends here ({error.strerror}); the run goes on.")
 
 
 def _claim(parent: Path) -> tuple[Path, IO[str]]:

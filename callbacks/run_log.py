@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks.clock import Clock
 from callbacks.common import Event, ends_step, find
@@ -31,8 +32,9 @@ class RunLog(Callback):
         if trainer.is_global_zero:
             assert log_dir is not None
             self._file = LineFile(Path(log_dir) / "train.log")
-        num_params = sum(p.numel() for p in pl_module.parameters())
-        self._write(f"{num_params} parameters, {trainer.world_size} ranks on {trainer.strategy.root_device.type}")
+        num_params, device = sum(p.numel() for p in pl_module.parameters()), trainer.strategy.root_device.type
+        self._write(f"{num_params} parameters, {trainer.world_size} ranks on {device}")
+        rank_zero_info(f"Run: {log_dir}, {num_params:,} parameters, ranks: {trainer.world_size} ({device})")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the run starts."""

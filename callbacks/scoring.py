@@ -8,14 +8,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.common import Reporter, Stage, data_of, find, network_of
+from callbacks.common import Reporter, Stage, data_of, find, log_metrics, network_of
 from callbacks.signals import Signals
 from components.scorer import ScoringPass
 from components.scoring import Score
 
 
 class ValidationScore(Reporter):
-    """Log a validation's score as ``val_loss`` (nats per token) and ``val_bpb``."""
+    """Show a validation's score as ``val_loss`` (nats per token) and ``val_bpb``, and log a fit's curve of both."""
 
     stage = Stage.OBSERVER
 
@@ -45,9 +45,13 @@ class ValidationScore(Reporter):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the score."""
         assert self.score is not None
-        # The sums already cover all ranks.
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        # The trainer's own logging would add a curve of epochs, of which an endless stream has one, but it prints the
+        # table of a ``validate``. The sums already cover all ranks.
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
-            pl_module.log(name, value, prog_bar=True, sync_dist=False, rank_zero_only=False)
+            pl_module.log(name, value, prog_bar=True, logger=not is_fit, sync_dist=False, rank_zero_only=False)
+        if is_fit and not trainer.sanity_checking:
+            log_metrics(trainer, {"bits_per_byte/val": self.score.bits_per_byte, "loss/val": self.score.loss})
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """The score of ``validate``; a fit's result is the score of its exported file, which Export reports."""
@@ -71,10 +75,24 @@ def score_result(trainer: Trainer, pl_module: LightningModule, title: str, done:
     started = time.perf_counter()
     scoring = data_of(trainer).final_pass(title)
     find(trainer, Signals).may_end(scoring, done)
+    score = _run(trainer, pl_module, scoring)
+    return score, time.perf_counter() - started
+
+
+def score_as_validation(trainer: Trainer, pl_module: LightningModule, title: str) -> Score:
+    """Score the network as a fit's validations do, outside the trainer's loops.
+
+    Such scores compare with each other and with the validation curve. They cost a small part of a result's: whole
+    windows of 2,048 tokens score each token once, where a stride of 64 computes it 32 times.
+    """
+    return _run(trainer, pl_module, data_of(trainer).validation_pass(title))
+
+
+def _run(trainer: Trainer, pl_module: LightningModule, scoring: ScoringPass) -> Score:
+    pl_module.to(trainer.strategy.root_device)  # after a fit, the trainer's teardown has moved it to the CPU
     pl_module.eval()
     with trainer.precision_plugin.val_step_context():
-        score = scoring.run(network_of(pl_module), shows_progress(trainer))
-    return score, time.perf_counter() - started
+        return scoring.run(network_of(pl_module), shows_progress(trainer))
 
 
 def shows_progress(trainer: Trainer) -> bool:

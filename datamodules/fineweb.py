@@ -88,10 +88,10 @@ class FineWeb(LightningDataModule):
         """
         assert self.trainer is not None
         self.scorer.check(self.scoring.seq_len)
-        tokenizer = load_tokenizer(self.tokenizer_path)
-        self.vocab_size = len(tokenizer)
+        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        self.vocab_size = len(self.tokenizer)
         self._val_ids = self._read_validation_ids()
-        self._byte_table = token_byte_table(tokenizer)
+        self._byte_table = token_byte_table(self.tokenizer)
         if stage == TrainerFn.FITTING:
             self._train_loader = self._open_train_loader()
             self._set_accumulation()
@@ -151,8 +151,17 @@ class FineWeb(LightningDataModule):
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
             return OneBatch(self.final_pass("scoring"))
+        return OneBatch(self.validation_pass("validation"))
+
+    def validation_pass(self, title: str) -> ScoringPass:
+        """The scoring of a fit's validations; ``title`` labels its progress bar."""
         windows = self._windows(self._val_ids, self.scoring.val_stride or self.scoring.seq_len)
-        return OneBatch(ScoringPass(windows, SlidingWindows(), "validation"))
+        return ScoringPass(windows, SlidingWindows(), title)
+
+    def validation_prompt(self, num_tokens: int) -> list[int]:
+        """The first ids of the validation text, at most ``num_tokens``."""
+        ids: list[int] = self._val_ids[:num_tokens].tolist()
+        return ids
 
     def final_pass(self, title: str) -> ScoringPass:
         """The scoring that gives a run's result; ``title`` labels its progress bar."""

@@ -44,7 +44,7 @@ class GPTModule(LightningModule):
         super().__init__()
         assert vocab_size is not None, "the caller must take it from the tokenizer"
         assert bos_id is not None, "the caller must take it from the tokenizer"
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # the whole configuration is logged
         self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile

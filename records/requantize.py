@@ -22,9 +22,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from callbacks.common import callbacks_of, find
-from callbacks.export import Export, score_artifact
+from callbacks.export import Export, exported_weights, not_scored
 from callbacks.history import History
-from callbacks.scoring import ValidationScore
+from callbacks.scoring import ValidationScore, score_result
 from callbacks.summary import RunSummary
 from cli import GolfCLI, run_cli
 from components.artifact_report import describe
@@ -132,7 +132,8 @@ class Requantize(GolfCLI):
         network = self.model.network
         stored = export.quantize(self.trainer, network, calibrated)
         written = export.write(self.trainer, network, stored, path)
-        score, seconds = score_artifact(self.trainer, self.model, written.artifact, path)
+        with exported_weights(network, written.artifact):
+            score, seconds = score_result(self.trainer, self.model, "scoring the artifact", not_scored(path))
         self._print(
             f"{path}: {written.num_bytes:,} bytes, {score.bits_per_byte:.6f} bits per byte, scored in {seconds:.1f} s"
         )

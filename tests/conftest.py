@@ -1,7 +1,6 @@
 """Fixtures of the whole suite."""
 
 import contextlib
-import io
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.corpus import build_corpus
-from tests.support import NARROW, FinishedRun, fit_arguments
+from tests.support import NARROW, FinishedRun, Terminal, fit_arguments
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +33,8 @@ def finished_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     from cli import main
 
     folder = tmp_path_factory.mktemp("finished") / "runs"
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
+    stdout = Terminal()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(Terminal()):
         cli = main(fit_arguments(_corpus, folder, **NARROW, **{"trainer.enable_progress_bar": "true"}))
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 

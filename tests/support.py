@@ -1,5 +1,6 @@
 """Shared by several tests: outside numbers, requirements on the machine, and small networks and data."""
 
+import io
 import json
 import os
 import shutil
@@ -47,6 +48,13 @@ TINY = {
 
 # Under 65,537 elements a matrix stays float16: fast, for what does not look at quantized weights.
 NARROW = {"model.model_dim": 64, "model.num_heads": 2}
+
+
+class Terminal(io.StringIO):
+    """What a run takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @dataclass
@@ -198,10 +206,10 @@ def scalars_of(runs: Path, tag: str, version: int = 0) -> dict[int, float]:
 
 
 def marks_of(runs: Path, tag: str, version: int = 0) -> dict[int, str]:
-    """TensorBoard's texts of a tag, by step."""
+    """The events of a tag that TensorBoard shows as text, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(runs / "lightning_logs" / f"version_{version}"))
     events.Reload()
-    found = events.Tensors(f"{tag}/text_summary")
+    found = events.Tensors(f"events/{tag}/text_summary")
     return {event.step: b" ".join(event.tensor_proto.string_val).decode() for event in found}

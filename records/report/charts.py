@@ -85,7 +85,7 @@ class Scale:
 def loss_chart(record: Record) -> Spec | None:
     """Training loss over the phases, with validations and the exported file's score; None if no step was logged."""
     x = Scale([record])
-    losses = _metric_rows(record, x, "train_loss", "training loss")
+    losses = _metric_rows(record, x, "loss/train", "training loss")
     if not losses:
         return None
     scores = [
@@ -170,7 +170,7 @@ def momentum_chart(record: Record) -> Spec | None:
 def speed_chart(record: Record) -> Spec | None:
     """Tokens a second."""
     x = Scale([record])
-    rows = _metric_rows(record, x, "tokens_per_second", "tokens per second")
+    rows = _metric_rows(record, x, "speed/tokens_per_second", "tokens per second")
     return _lines(rows, x, "tokens per second", height=220, legend=False, tip_format=TOKENS, zero=True)
 
 
@@ -336,9 +336,9 @@ def overlay_chart(records: Sequence[Record], names: Sequence[str], tag: str, tit
     """One metric of several runs over each other."""
     x = Scale(records)
     rows = [row for record, name in zip(records, names, strict=True) for row in _metric_rows(record, x, tag, name)]
-    if tag == "train_loss":
+    if tag == "loss/train":
         return _lines(rows, x, title, height=320, y_scale=_loss_scale(rows)) if rows else None
-    return _lines(rows, x, title, height=220, tip_format=TOKENS if tag == "tokens_per_second" else ".4f")
+    return _lines(rows, x, title, height=220, tip_format=TOKENS if tag == "speed/tokens_per_second" else ".4f")
 
 
 def scores_chart(records: Sequence[Record], names: Sequence[str]) -> Spec | None:

@@ -17,8 +17,8 @@ from records.report.settings import differing, written
 from records.report.single import NO_HISTORY, SCORES
 
 OVERLAYS = (
-    ("loss", "train_loss", "nats per token", "Training loss."),
-    ("speed", "tokens_per_second", "tokens per second", "Tokens a second."),
+    ("loss", "loss/train", "nats per token", "Training loss."),
+    ("speed", "speed/tokens_per_second", "tokens per second", "Tokens a second."),
     ("rates", "lr/matrices", "learning rate", "Learning rate of the matrices."),
 )
 

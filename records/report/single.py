@@ -18,11 +18,11 @@ from records.report.samples import write_samples
 from records.report.settings import base_name, changes, written
 
 SCORES = (
-    ("last weights", "last_val_bpb"),
-    ("averaged", "pre_quant_val_bpb"),
-    ("exported", "val_bpb"),
+    ("last weights", "last_weights_bpb"),
+    ("averaged", "averaged_bpb"),
+    ("exported", "exported_bpb"),
 )
-"""Bits per byte of the same training at its three ends, by their fields in the summary."""
+"""Bits per byte of the same training at its three ends, in validation's windows, by their fields in the summary."""
 NO_HISTORY = "The run has left no history to draw this from."
 
 

@@ -1,8 +1,11 @@
 """What an average is offered, and that its value is what training ends with and what a checkpoint is scored as."""
 
+import math
+import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from callbacks.common import Event, Reporter
 from callbacks.schedule import Schedule
 from components.averages import Average, Moment, SnapshotMean
 from components.errors import UserError
+from components.gpt import GPT
 from components.quantization import Nearest
+from components.scoring import Score
 from components.storage import RECIPE
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import WIDE, clock_at, small_module, trainer_of
@@ -63,6 +68,14 @@ class Latest(Average):
         return "The last weights count."
 
 
+class FirstWeight:
+    """A scoring by which weights are as good as a number among them is small."""
+
+    def run(self, network: GPT, show_progress: bool) -> Score:
+        nats = 8.0 + network.tok_emb.weight[0, 0].item()
+        return Score(nats=nats * math.log(2), num_bytes=1, num_tokens=1, num_windows=1)
+
+
 class Listener(Reporter):
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -79,7 +92,8 @@ def module() -> GPTModule:
 def trainer_with(averaging: Averaging, multiplier: float = 0.1, **settings: Any) -> SimpleNamespace:
     schedule = Schedule()
     schedule.multiplier = multiplier
-    return trainer_of([clock_at(), schedule, averaging, Listener()], **settings)
+    data = SimpleNamespace(validation_pass=lambda title: FirstWeight())
+    return trainer_of([clock_at(), schedule, averaging, Listener()], **{"datamodule": data, **settings})
 
 
 def end_step(averaging: Averaging, trainer: SimpleNamespace, module: GPTModule, batch_idx: int = 0) -> None:
@@ -113,7 +127,7 @@ def test_the_network_ends_as_the_mean_of_the_snapshots(module: GPTModule) -> Non
         end_step(averaging, trainer, module)
     move(module, 99)  # the weights that training ended with are not in it
     averaging.on_fit_end(trainer, module)
-    assert averaging.summary(trainer) == {"snapshots_averaged": 7}
+    assert averaging.summary(trainer)["snapshots_averaged"] == 7
     for name, p in module.network.named_parameters():
         mean = torch.stack([snapshot[name] for snapshot in snapshots]).mean(dim=0)
         # Eight float32 roundings of sums up to about 20.
@@ -199,6 +213,48 @@ def test_without_a_snapshot_the_weights_stay(module: GPTModule) -> None:
     assert averaging.missed(trainer) == []  # averaging was not asked for
 
 
+def averaged_and_last(module: GPTModule, averaged: float, last: float) -> tuple[Averaging, SimpleNamespace, Mock]:
+    """End a run whose average and last weights score so many bits per byte."""
+    averaging, logger = Averaging(Latest()), Mock()
+    trainer = trainer_with(averaging, global_step=3, loggers=[logger])
+    first_weight = module.network.tok_emb.weight
+    with torch.no_grad():
+        first_weight[0, 0] = averaged - 8
+        end_step(averaging, trainer, module)
+        first_weight[0, 0] = last - 8
+    averaging.on_fit_end(trainer, module)
+    return averaging, trainer, logger
+
+
+def test_the_last_weights_and_the_average_are_scored_alike(module: GPTModule) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        averaging, trainer, logger = averaged_and_last(module, averaged=7.5, last=7.75)
+    last, averaged = pytest.approx(7.75), pytest.approx(7.5)
+    assert averaging.summary(trainer) == {"kept": True, "last_weights_bpb": last, "averaged_bpb": averaged}
+    assert logger.log_metrics.call_args_list == [
+        call({"result/last_weights": last, "result/averaged": averaged}, step=3)
+    ]
+    words = "in validation's windows: last weights 7.750000 bits per byte, averaged 7.500000"
+    assert trainer.callbacks[-1].events[-1] == Event("scores", words)
+
+
+def test_an_average_that_lost_is_a_warning_and_is_exported_all_the_same(module: GPTModule) -> None:
+    with pytest.warns(
+        UserWarning, match=r"Averaging has lost: last weights 7\.25\d* bits per byte, averaged 7\.5\d*, "
+    ):
+        averaged_and_last(module, averaged=7.5, last=7.25)
+    assert module.network.tok_emb.weight[0, 0].item() == -0.5
+
+
+def test_without_an_average_nothing_is_scored(module: GPTModule) -> None:
+    averaging = Averaging(Latest(due=False))
+    trainer = trainer_with(averaging, global_step=3, datamodule=None)
+    end_step(averaging, trainer, module)
+    averaging.on_fit_end(trainer, module)
+    assert averaging.summary(trainer) == {"kept": True}
+
+
 def test_a_resumed_run_averages_the_snapshots_of_both_halves(module: GPTModule) -> None:
     averaging = Averaging(SnapshotMean(every_n_steps=1))
     first = move(module, 1)
@@ -210,7 +266,7 @@ def test_a_resumed_run_averages_the_snapshots_of_both_halves(module: GPTModule) 
     second = move(module, 2)
     end_step(resumed, trainer, module)
     resumed.on_fit_end(trainer, module)
-    assert resumed.summary(trainer) == {"snapshots_averaged": 2}
+    assert resumed.summary(trainer)["snapshots_averaged"] == 2
     for name, p in module.network.named_parameters():
         torch.testing.assert_close(p.double(), (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-6)
 

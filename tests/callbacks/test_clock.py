@@ -279,4 +279,4 @@ def test_a_resumed_run_whose_budget_is_spent_makes_no_step(finished_run: Finishe
 def test_it_shows_the_elapsed_seconds() -> None:
     clock = Clock()
     clock.elapsed = 12.5
-    assert clock.metrics(trainer_of()) == {"elapsed_seconds": 12.5}
+    assert clock.metrics(trainer_of()) == {"speed/elapsed_seconds": 12.5}

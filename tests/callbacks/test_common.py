@@ -4,7 +4,6 @@ import ast
 import contextlib
 import importlib
 import inspect
-import io
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +41,7 @@ from callbacks.warmup import CompileWarmup
 from cli import main
 from tests.callbacks.support import trainer_of
 from tests.callbacks.toy import Toy, Undeclared
-from tests.support import NARROW, ROOT, FinishedRun, fit_arguments, marks_of, scalars_of, summary_of
+from tests.support import NARROW, ROOT, FinishedRun, Terminal, fit_arguments, marks_of, scalars_of, summary_of
 
 TOY = "tests.callbacks.toy.Toy"
 # Late QAT fakes matrices of any width, if they are not so small as to be float16.
@@ -168,8 +167,9 @@ def toy_run(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     }
     listed = ("tests.callbacks.toy.Undeclared", TOY)
     arguments = [*fit_arguments(_corpus, folder, **settings), *(f"--trainer.callbacks+={path}" for path in listed)]
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout), pytest.warns(UserWarning, match="A phase never came: the toy never ended"):
+    stdout = Terminal()
+    missed = pytest.warns(UserWarning, match="A phase never came: the toy never ended")
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(Terminal()), missed:
         cli = main(arguments)
     return FinishedRun(cli, folder, stdout.getvalue(), _corpus)
 
@@ -238,5 +238,5 @@ def test_a_run_without_averaging_and_late_qat_is_a_run(data_folder: Path, tmp_pa
     log = (tmp_path / "lightning_logs" / "version_0" / "train.log").read_text()
     assert "stopped at step 12" in log
     assert "late QAT" not in log
-    assert len(scalars_of(tmp_path, "train_loss")) == 12
+    assert len(scalars_of(tmp_path, "loss/train")) == 12
     assert phase_of(cli.trainer) == "warm-down"

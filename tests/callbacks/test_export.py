@@ -29,34 +29,36 @@ from tests.callbacks.support import MLP_INT5, WIDE, small_module, trainer_of
 from tests.callbacks.toy import Zeros
 from tests.support import (
     NARROW,
-    FinishedRun,
     bytes_by_id,
     fit_arguments,
     random_ids,
     recipe_stored,
-    scalars_of,
     summary_of,
 )
 
 
-def windows() -> WindowLoader:
+def windows(stride: int = 4) -> WindowLoader:
     return WindowLoader(
         random_ids(60),
         bytes_by_id(torch.arange(1024) % 3 + 1),
         seq_len=16,
-        stride=4,
+        stride=stride,
         windows_per_batch=4,
         device=torch.device("cpu"),
     )
 
 
-def score(network: GPT) -> Score:
-    return SlidingWindows().score(network, windows())
+def score(network: GPT, stride: int = 4) -> Score:
+    return SlidingWindows().score(network, windows(stride))
 
 
 def trainer_in(folder: Path, callbacks: Sequence[Any] = (), **settings: Any) -> SimpleNamespace:
     scorer = SlidingWindows()
-    data = SimpleNamespace(final_pass=lambda title: ScoringPass(windows(), scorer, title), scorer=scorer)
+    data = SimpleNamespace(
+        final_pass=lambda title: ScoringPass(windows(), scorer, title),
+        validation_pass=lambda title: ScoringPass(windows(stride=16), scorer, title),
+        scorer=scorer,
+    )
     return trainer_of([*callbacks, Signals()], log_dir=str(folder), datamodule=data, **settings)
 
 
@@ -135,8 +137,30 @@ def test_the_result_is_the_score_of_what_stands_in_the_file(exported: tuple[Expo
     assert facts["pre_quant_val_bpb"] == pytest.approx(of_floats.bits_per_byte, rel=1e-6)
     assert abs(of_file.loss - of_floats.loss) > 1e-4 * of_floats.loss  # or the lines above could not tell them apart
     assert (facts["tokens_scored"], facts["bytes_scored"]) == (59, sum(i % 3 + 1 for i in random_ids(60)[1:].tolist()))
+    assert facts["exported_bpb"] == pytest.approx(score(loaded, stride=16).bits_per_byte, rel=1e-6)
     assert facts["windows"] == 12  # the first 16 targets, then 43 more by 4
     assert facts["artifact"] == str(path)
+
+
+def test_loggers_get_the_result_and_what_each_storage_costs(wide: GPTModule, tmp_path: Path) -> None:
+    logger = Mock()
+    export = export_of()
+    export.on_fit_end(trainer_in(tmp_path, loggers=[logger], global_step=9), wide)
+    assert all(call.kwargs["step"] == 9 for call in logger.log_metrics.call_args_list)
+    logged = {tag: value for call in logger.log_metrics.call_args_list for tag, value in call.args[0].items()}
+    facts = export.summary(trainer_in(tmp_path))
+    assert logged["result/bits_per_byte"] == facts["val_bpb"]
+    assert logged["result/loss"] == facts["val_loss"]
+    assert logged["result/exported"] == facts["exported_bpb"]
+    tensors, state = read_artifact(tmp_path / "model.golf").tensors, wide.network.state_dict()
+    for storage in ("int5", "int6", "float16"):
+        of_kind = [name for name, tensor in tensors.items() if tensor.storage == storage]
+        whole = torch.cat([state[name].flatten() for name in of_kind])
+        lost = torch.cat([(state[name] - tensors[name].dequantize()).flatten() for name in of_kind])
+        assert logged[f"quantization/error_{storage}"] == pytest.approx((lost.norm() / whole.norm()).item(), rel=1e-4)
+    sizes = [value for tag, value in logged.items() if tag.startswith("quantization/bytes_")]
+    assert len(sizes) == 3
+    assert 0.5 < sum(sizes) / facts["bytes_model"] < 1  # the rest describes the tensors and their distributions
 
 
 def test_sizes_are_the_files_and_the_codes_that_was_counted(exported: tuple[Export, Path]) -> None:
@@ -246,18 +270,6 @@ def test_a_negative_number_of_blocks_is_refused() -> None:
 def test_a_name_that_the_float_weights_would_take_is_refused(filename: str) -> None:
     with pytest.raises(UserError, match=rf"export\.filename is {filename}; give it a suffix other than"):
         Export(filename=filename)
-
-
-def test_tensorboard_shows_error_and_size_of_every_tensor(finished_run: FinishedRun) -> None:
-    num_bytes = 0.0
-    for name in finished_run.cli.model.network.state_dict():
-        [error] = scalars_of(finished_run.folder, f"export_error/{name}").values()
-        assert 0 <= error <= 2**-11, name  # in so narrow a network each is float16, rounded by half a unit at most
-        [tensor_bytes] = scalars_of(finished_run.folder, f"export_bytes/{name}").values()
-        assert tensor_bytes > 0, name
-        num_bytes += tensor_bytes
-    # The rest of the file describes the tensors and their distributions.
-    assert 0.5 < num_bytes / summary_of(finished_run.folder)["bytes_model"] < 1
 
 
 def test_a_run_over_the_cap_fails_with_everything_saved(

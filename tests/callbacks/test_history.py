@@ -29,7 +29,7 @@ def history() -> Iterator[History]:
 
 def trainer_in(folder: Path, history: History, **settings: Any) -> SimpleNamespace:
     monitor, score = Monitor(), ValidationScore()
-    monitor.metrics = {"train_loss": 2.5}
+    monitor.metrics = {"loss/train": 2.5}
     score.score = Score(nats=30.0, num_bytes=40, num_tokens=10, num_windows=1)
     return trainer_of([clock_at(), monitor, score, history], log_dir=str(folder / "logs"), **settings)
 
@@ -53,7 +53,7 @@ def test_every_kind_of_line(history: History, tmp_path: Path) -> None:
     announce(trainer, "tag", "something happened")
     history.on_validation_epoch_end(trainer, None)
     take_steps(trainer, history, 4.0)
-    metrics = {"train_loss": 2.5}
+    metrics = {"loss/train": 2.5}
     assert entries(tmp_path) == [
         {"kind": "start", "command": ["fit", "--a=3"], "layers": [["defaults", {"a": 1}], ["run.yaml", {"a": 2}]]},
         # Each step's own time, also those that are not logged.
@@ -66,10 +66,10 @@ def test_every_kind_of_line(history: History, tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_null(history: History, tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, history)
-    trainer.callbacks[1].metrics = {"train_loss": float("nan"), "other": float("inf"), "lr": 0.5}
+    trainer.callbacks[1].metrics = {"loss/train": float("nan"), "other": float("inf"), "lr": 0.5}
     history.setup(trainer, None, "fit")
     take_steps(trainer, history, 1.0)
-    assert entries(tmp_path)[1]["metrics"] == {"train_loss": None, "other": None, "lr": 0.5}
+    assert entries(tmp_path)[1]["metrics"] == {"loss/train": None, "other": None, "lr": 0.5}
 
 
 def test_only_the_first_rank_writes(history: History, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_run_tells_its_whole_story(finished_run: FinishedRun) -> None:
     steps = [entry for entry in found if entry["kind"] == "step"]
     assert [entry["step"] for entry in steps] == list(range(1, 13))
     assert [entry["phase"] for entry in steps] == ["constant rate"] * 5 + ["warm-down"] * 4 + ["late QAT"] * 3
-    assert {"train_loss", "tokens_per_second", "lr/matrices", "momentum"} <= steps[0]["metrics"].keys()
+    assert {"loss/train", "speed/tokens_per_second", "lr/matrices", "momentum"} <= steps[0]["metrics"].keys()
     assert [entry["step"] for entry in found if entry["kind"] == "score"] == [6, 12]
     assert {"warm-down", "late QAT", "averaging", "export"} <= {e["tag"] for e in found if e["kind"] == "event"}
     assert found[0]["command"][0] == "fit"

@@ -1,22 +1,21 @@
-"""What reaches TensorBoard, on a mock trainer and in a finished run."""
+"""What reaches loggers as a run trains, on a mock trainer and in a finished run."""
 
 import math
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.checkpoint import Checkpoints
 from callbacks.clock import Clock
-from callbacks.common import Event, Reporter
+from callbacks.common import Reporter
 from callbacks.monitor import Monitor
 from callbacks.schedule import Schedule
 from components.errors import UserError
 from tests.callbacks.support import clock_at, trainer_of
-from tests.support import FinishedRun, marks_of, scalars_of
+from tests.support import FinishedRun, scalars_of
 
 
 class Speaker(Reporter):
@@ -35,7 +34,7 @@ def trainer_with(monitor: Monitor, clock: Clock, **settings: Any) -> SimpleNames
     return trainer_of(
         [clock, Schedule(), Speaker({"some/metric": 4.0}), Speaker({"other/metric": 5.0}), monitor, Checkpoints()],
         optimizers=[SimpleNamespace(param_groups=groups)],
-        loggers=[Mock(spec=TensorBoardLogger, experiment=Mock())],
+        loggers=[Mock()],
         datamodule=data,
         **settings,
     )
@@ -61,7 +60,7 @@ def test_the_logged_loss_is_the_mean_over_a_steps_micro_batches() -> None:
     monitor.on_train_start(trainer, None)
     take_step(monitor, trainer, 1.0, 2.0, 3.0, 6.0)
     take_step(monitor, trainer, 4.0, 4.0, 4.0, 8.0)
-    assert {step: metrics["train_loss"] for step, metrics in logged(trainer).items()} == {1: 3.0, 2: 5.0}
+    assert {step: metrics["loss/train"] for step, metrics in logged(trainer).items()} == {1: 3.0, 2: 5.0}
     assert monitor.loss == 5.0
 
 
@@ -82,8 +81,8 @@ def test_tokens_a_second_are_those_since_the_last_log() -> None:
         clock.elapsed = elapsed
         take_step(monitor, trainer, 1.0)
     metrics = logged(trainer)
-    assert {step: m["tokens_per_second"] for step, m in metrics.items()} == {12: 2000 / 1.0, 14: 2000 / 4.0}
-    assert {step: m["elapsed_seconds"] for step, m in metrics.items()} == {12: 6.0, 14: 10.0}
+    assert {step: m["speed/tokens_per_second"] for step, m in metrics.items()} == {12: 2000 / 1.0, 14: 2000 / 4.0}
+    assert {step: m["speed/elapsed_seconds"] for step, m in metrics.items()} == {12: 6.0, 14: 10.0}
 
 
 def test_each_rate_the_momentum_the_share_of_the_data_and_what_reporters_show_are_logged() -> None:
@@ -96,7 +95,7 @@ def test_each_rate_the_momentum_the_share_of_the_data_and_what_reporters_show_ar
         "lr/matrices": 0.01,
         "lr/embeddings": 0.02,
     }
-    assert (metrics["momentum"], metrics["epoch_of_data"]) == (0.95, 0.25)
+    assert (metrics["momentum"], metrics["speed/epoch_of_data"]) == (0.95, 0.25)
     assert (metrics["some/metric"], metrics["other/metric"]) == (4.0, 5.0)
 
 
@@ -106,7 +105,7 @@ def test_the_gradient_norm_of_the_logged_step_is_logged() -> None:
     monitor.on_train_start(trainer, None)
     take_step(monitor, trainer, 1.0, norm=3.0)
     take_step(monitor, trainer, 1.0, norm=0.5)
-    assert logged(trainer)[2]["gradient_norm"] == 0.5
+    assert logged(trainer)[2]["optimizer/gradient_norm"] == 0.5
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
@@ -159,31 +158,14 @@ def test_a_check_asks_no_other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         monitor.check(trainer)
 
 
-def test_an_event_is_marked_as_text_at_its_step_even_between_logs() -> None:
-    monitor = Monitor()
-    trainer = trainer_with(monitor, clock_at(), log_every_n_steps=100, global_step=7)
-    other_logger = Mock()
-    trainer.loggers.append(other_logger)
-    monitor.on_event(trainer, Event("some tag", "It happened."))
-    assert trainer.loggers[0].experiment.add_text.call_args_list == [call("some tag", "It happened.", 7)]
-    assert other_logger.mock_calls == []  # it cannot show text
-
-
 def test_a_run_starts_at_the_loss_of_the_recipe(finished_run: FinishedRun) -> None:
     # 6.93 of the full size holds for any: with so small weights every piece is as likely, and ln 1024 is 6.93.
-    assert scalars_of(finished_run.folder, "train_loss")[1] == pytest.approx(6.93, abs=0.02)
+    assert scalars_of(finished_run.folder, "loss/train")[1] == pytest.approx(6.93, abs=0.02)
 
 
 def test_a_runs_curves_fit_together(finished_run: FinishedRun) -> None:
-    elapsed = scalars_of(finished_run.folder, "elapsed_seconds")
-    rates = scalars_of(finished_run.folder, "tokens_per_second")
+    elapsed = scalars_of(finished_run.folder, "speed/elapsed_seconds")
+    rates = scalars_of(finished_run.folder, "speed/tokens_per_second")
     assert list(elapsed) == list(range(1, 13))
     for step in range(2, 13):
         assert rates[step] == pytest.approx(1024 / (elapsed[step] - elapsed[step - 1]), rel=1e-2)
-
-
-def test_a_runs_phases_are_marked(finished_run: FinishedRun) -> None:
-    # 12 steps with 8 of warm-down and QAT from 0.7 on; snapshots after even steps with a rate under 0.5.
-    assert list(marks_of(finished_run.folder, "warm-down")) == [5]
-    assert list(marks_of(finished_run.folder, "late QAT")) == [9]
-    assert marks_of(finished_run.folder, "averaging") == {10: "snapshot 1 at step 10", 12: "snapshot 2 at step 12"}

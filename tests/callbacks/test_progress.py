@@ -1,6 +1,7 @@
-"""The progress bar: phase, budget, loss and bits per byte."""
+"""The progress bar and its lines: phase, budget, loss and bits per byte."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,10 @@ from callbacks.clock import Clock
 from callbacks.common import phase_of
 from callbacks.late_qat import LateQAT
 from callbacks.monitor import Monitor
-from callbacks.progress import BudgetProgressBar
+from callbacks.progress import BudgetProgressBar, ProgressLines
 from callbacks.schedule import Schedule
 from tests.callbacks.support import clock_at, trainer_of
-from tests.support import FinishedRun
+from tests.support import NARROW, FinishedRun, fit_arguments, run
 
 
 def trainer_with(clock: Clock, **settings: Any) -> SimpleNamespace:
@@ -99,3 +100,52 @@ def test_a_run_shows_every_phase(finished_run: FinishedRun) -> None:
     for step, name in ((0, "constant rate"), (5, "constant rate"), (6, "warm-down"), (10, "late QAT")):
         assert any(line.startswith(name) and f" {step}/12 steps" in line for line in shown), (step, name)
     assert any("step=12" in line and "loss=" in line and "val_bpb=" in line for line in shown)
+
+
+def test_lines_come_at_each_phase_tenth_and_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    clock, lines = clock_at(max_seconds=50), ProgressLines()
+    trainer = trainer_with(clock, accumulate_grad_batches=2)
+    for step in range(1, 21):  # 1 s each: a tenth every 5 s
+        clock.elapsed = float(step)
+        trainer.global_step = step
+        trainer.callbacks[1].multiplier = 1.0 if step < 12 else 0.5
+        trainer.callbacks[3].loss = 3.0
+        for batch_idx in (2 * step - 2, 2 * step - 1):
+            lines.on_train_batch_end(trainer, None, None, None, batch_idx)
+        if step == 7:
+            trainer.progress_bar_metrics = {"val_loss": 3.2, "val_bpb": 1.91234}
+            lines.on_validation_end(trainer, None)
+    validated = ", val_loss 3.2000, val_bpb 1.9123"
+    assert capsys.readouterr().out.splitlines() == [
+        "1.0/50.0 s, constant rate: step 1, loss 3.0000",
+        "5.0/50.0 s, constant rate: step 5, loss 3.0000",
+        f"7.0/50.0 s, constant rate: step 7, loss 3.0000{validated}",
+        f"10.0/50.0 s, constant rate: step 10, loss 3.0000{validated}",
+        f"12.0/50.0 s, warm-down: step 12, loss 3.0000{validated}",
+        f"15.0/50.0 s, warm-down: step 15, loss 3.0000{validated}",
+        f"20.0/50.0 s, warm-down: step 20, loss 3.0000{validated}",
+    ]
+
+
+def test_other_ranks_write_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = trainer_with(clock_at(max_seconds=50), is_global_zero=False, global_step=1)
+    ProgressLines().on_train_batch_end(trainer, None, None, None, 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_whose_output_is_a_pipe_writes_few_whole_lines(data_folder: Path, tmp_path: Path) -> None:
+    settings = {**NARROW, "trainer.enable_progress_bar": "true", "trainer.enable_model_summary": "null"}
+    result = run("cli.py", *fit_arguments(data_folder, tmp_path, **settings), PYTHONWARNINGS="default")
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout + result.stderr
+    assert "\r" not in printed
+    assert "\x1b" not in printed
+    progress = [line for line in result.stdout.splitlines() if "/12 steps" in line]
+    assert progress[0] == "1/12 steps, constant rate: step 1, loss " + progress[0].split()[-1]
+    assert any(line.startswith("6/12 steps") and "val_bpb" in line for line in progress)
+    assert any(line.startswith("10/12 steps, late QAT") for line in progress)
+    assert len(progress) <= 15
+    for noise in ("litlogger", "FLOPs", "Total Flops", "LeafSpec", "TPU"):
+        assert noise not in printed, noise
+    assert "parameters" in result.stderr
+    assert len(printed.splitlines()) <= 40

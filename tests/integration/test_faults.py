@@ -134,7 +134,7 @@ def test_torchrun_restarts_a_run_which_ends_as_if_nothing_had_happened(data_fold
     whole = run(*fit(data_folder, tmp_path / "whole", **settings), timeout=240)
     assert whole.returncode == 0, whole.stderr
     assert summary_of(runs, version=1)["val_bpb"] == pytest.approx(summary_of(tmp_path / "whole")["val_bpb"], abs=1e-4)
-    assert min(scalars_of(runs, "train_loss", version=1)) > 1
+    assert min(scalars_of(runs, "loss/train", version=1)) > 1
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_exports_nothing(

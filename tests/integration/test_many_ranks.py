@@ -81,11 +81,11 @@ def test_ranks_train_and_score_as_one(world_size: int, data_folder: Path, tmp_pa
     assert {len(rank["read"]) for rank in ranks} == {12 * 16 // world_size}  # 16 sequences of 64 in a step
 
     # Newton-Schulz rounds to bfloat16, and batches of another size round differently.
-    for curve in ("train_loss", "val_loss"):
+    for curve in ("loss/train", "loss/val"):
         values = scalars_of(one, curve)
         assert len(values) >= 4
         assert scalars_of(many, curve) == pytest.approx(values, abs=5e-3)
-    assert scalars_of(many, "train_loss")[1] == pytest.approx(scalars_of(one, "train_loss")[1])
+    assert scalars_of(many, "loss/train")[1] == pytest.approx(scalars_of(one, "loss/train")[1])
 
     # One set of weights, although no rank computed all of its updates; one score.
     assert len({rank["weights"] for rank in ranks}) == 1

@@ -92,9 +92,10 @@ def test_a_run_goes_through_every_phase_and_its_file_scores_the_same_in_a_fresh_
     rates = scalars_of(runs, "lr/matrices")
     assert [round(rates[step] / 0.025, 3) for step in (1, 5, 6, 12)] == [1, 1, 0.875, 0.125]
     assert scalars_of(runs, "momentum")[12] == pytest.approx(0.92 + 0.07 * 11 / 1500)
-    for tag in ("train_loss", "elapsed_seconds", "tokens_per_second", "val_loss", "val_bpb"):
+    for tag in ("loss/train", "speed/elapsed_seconds", "speed/tokens_per_second", "loss/val", "bits_per_byte/val"):
         assert scalars_of(runs, tag)
-    assert scalars_of(runs, "export_error/blocks.0.mlp.fc.weight")[12] > 0
+    assert scalars_of(runs, "quantization/error_int5")[12] > scalars_of(runs, "quantization/error_int6")[12] > 0
+    assert scalars_of(runs, "result/bits_per_byte")[12] == pytest.approx(summary["val_bpb"])
 
 
 def test_a_checkpoint_is_scored_by_validate(data_folder: Path, tmp_path: Path) -> None:
@@ -145,12 +146,12 @@ def test_two_ranks_train_and_score_as_one(launcher: str, data_folder: Path, tmp_
     assert result.returncode == 0, result.stderr
     one, two = summary_of(tmp_path / "one"), summary_of(tmp_path / "two")
     assert two["world_size"] == 2
-    for curve in ("train_loss", "val_loss"):
+    for curve in ("loss/train", "loss/val"):
         values = scalars_of(tmp_path / "one", curve)
         assert len(values) >= 2
         # Newton-Schulz rounds to bfloat16, and batches of another size round differently.
         assert scalars_of(tmp_path / "two", curve) == pytest.approx(values, abs=5e-3)
-    assert scalars_of(tmp_path / "two", "train_loss")[1] == pytest.approx(scalars_of(tmp_path / "one", "train_loss")[1])
+    assert scalars_of(tmp_path / "two", "loss/train")[1] == pytest.approx(scalars_of(tmp_path / "one", "loss/train")[1])
     for key in ("val_bpb", "pre_quant_val_bpb"):
         assert two[key] == pytest.approx(one[key], abs=5e-3)
     for key in ("tokens_scored", "bytes_scored", "windows", "snapshots_averaged", "qat_start_step", "tokens_seen"):
@@ -209,7 +210,7 @@ def test_a_run_resumes_with_another_number_of_ranks(data_folder: Path, tmp_path:
     [file] = (tmp_path / "two").rglob("*step=5.ckpt")
     main([*fit_arguments(data_folder, tmp_path / "one"), f"--ckpt_path={file}"])
     one, two = summary_of(tmp_path / "one"), summary_of(tmp_path / "two")
-    losses, whole = (scalars_of(tmp_path / name, "train_loss") for name in ("one", "two"))
+    losses, whole = (scalars_of(tmp_path / name, "loss/train") for name in ("one", "two"))
     assert losses == pytest.approx({step: whole[step] for step in range(6, 13)}, abs=5e-3)
     assert one["train_positions"] == [5 * 8 * 129, two["train_positions"][1]]
     assert one["snapshots_averaged"] == two["snapshots_averaged"]
@@ -221,6 +222,6 @@ def test_a_compiled_run_switches_to_qat_without_further_compilation(data_folder:
     settings = {"model.num_layers": 1, "trainer.max_steps": 6, "schedule.warmdown_steps": 4}
     main(fit_arguments(data_folder, tmp_path / "eager", **settings))
     main(fit_arguments(data_folder, tmp_path / "compiled", **settings, **{"model.compile": "true"}))
-    eager, compiled = (scalars_of(tmp_path / name, "train_loss") for name in ("eager", "compiled"))
+    eager, compiled = (scalars_of(tmp_path / name, "loss/train") for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, abs=5e-3)
     assert summary_of(tmp_path / "compiled")["qat_steps"] > 0
