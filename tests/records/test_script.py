@@ -41,10 +41,9 @@ def run_alone(folder: Path, *command: str) -> str:
 
 def test_the_record_script_is_within_its_size_and_shows_the_network() -> None:
     packed = record_script(15_800_000)
-    assert (
-        compressed_bytes(RECORD_CONFIG) <= 80_000
-    )  # 16 kB of it are checkpoints, signals, lost ranks and hostile files
-    assert packed.num_bytes <= 150_000
+    # A quarter of it lets runs survive and people see them.
+    assert compressed_bytes(RECORD_CONFIG) <= 90_000
+    assert packed.num_bytes <= 180_000
     assert packed.readable[0] == "lightning_modules/gpt.py"
     for file in ("components/gpt.py", "components/quantization.py", "components/storage.py"):
         assert (ROOT / file).read_text() in packed.text
@@ -74,8 +73,8 @@ def test_it_holds_what_fit_and_validate_need_and_nothing_else() -> None:
 
 
 def test_clear_text_makes_room_for_the_artifact() -> None:
-    roomy, tight = (record_script(bytes_model).num_bytes for bytes_model in (15_800_000, 15_930_000))
-    assert tight <= 70_000 < roomy
+    roomy, tight = (record_script(bytes_model).num_bytes for bytes_model in (15_800_000, 15_900_000))
+    assert tight <= 100_000 < roomy
 
 
 def test_an_artifact_that_leaves_no_room_for_the_script_is_an_error() -> None:
@@ -102,11 +101,12 @@ def test_a_rung_s_script_holds_the_classes_of_its_techniques(rung: str) -> None:
     ):
         assert (file in sources and f"class {name}" in sources[file]) == (name in config), name
     compile(packed.text, "train_gpt.py", "exec")
-    assert compressed_bytes(config) == packed.num_bytes <= 70_000
+    assert compressed_bytes(config) == packed.num_bytes <= 100_000
 
 
 SOURCE = '''"""What the module is."""
 
+import os
 
 LIMIT = 3
 """What the limit is."""
