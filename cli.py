@@ -33,6 +33,7 @@ from callbacks.scoring import ValidationScore
 from callbacks.signals import Signals
 from callbacks.summary import RunSummary
 from callbacks.warmup import CompileWarmup
+from command_line.parser import Parser
 from components.averages import Average, SnapshotMean
 from components.errors import UserError
 from components.gpt import GPTConfig, load_weights
@@ -48,6 +49,11 @@ from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
 """Packages whose classes may be named without their module."""
+
+DESCRIPTIONS = {
+    "fit": "Train, quantize, export and score a network. Each behavior of a run has its own section of settings.",
+    "validate": "Score a checkpoint, an exported file or float weights.",
+}
 
 CodeCounter = Callable[[str], int]
 """Counts the bytes of code submitted with an artifact, given the run's whole configuration as YAML."""
@@ -70,6 +76,11 @@ class GolfCLI(LightningCLI):
         """The trainer methods that are commands, each with its arguments that are not options."""
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in ("fit", "validate")}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections that a person changes most; the trainer's long one comes last."""
+        parser.add_lightning_class_args(FineWeb, "data")
+        parser.add_lightning_class_args(GPTModule, "model")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
@@ -102,6 +113,7 @@ class GolfCLI(LightningCLI):
             parser.link_arguments(source, f"data.{source}", apply_on="instantiate")
         for what in ("rules", "quantizer"):
             parser.link_arguments("export", f"late_qat.{what}", _attribute(what), apply_on="instantiate")
+        parser.add_lightning_class_args(Trainer, "trainer")
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -292,6 +304,8 @@ def main(args: list[str] | None = None, count_code: CodeCounter = _count_packed)
             count_code=count_code,
             model_class=GPTModule,
             datamodule_class=FineWeb,
+            parser_class=Parser,
+            parser_kwargs={command: {"description": text} for command, text in DESCRIPTIONS.items()},
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1337,
