@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and sys.argv[1:] in ([], ["-h"], ["--help"]):
+    from command_line.help import show_help
+
+    show_help(sys.argv[1:])  # before the imports of torch and Lightning, which take seconds
+
 import dataclasses
 import importlib
 import itertools
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -47,6 +53,7 @@ from callbacks.signals import Signals, Stopped
 from callbacks.summary import RunSummary
 from callbacks.tensorboard_log import TensorBoardLog
 from callbacks.warmup import CompileWarmup
+from command_line.parser import Parser
 from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
 from components.checkpoint_reading import read_checkpoint
@@ -66,6 +73,11 @@ from lightning_modules.gpt import GPTModule
 
 PACKAGES = ("components", "callbacks", "datamodules", "lightning_modules")
 """Packages whose classes may be named without their module."""
+
+DESCRIPTIONS = {
+    "fit": "Train, quantize, export and score a network. Each behavior of a run has its own section of settings.",
+    "validate": "Score a checkpoint, an exported file or float weights.",
+}
 
 CHECKED_ALONE: dict[str, type] = {
     "attention": AttentionBackend,
@@ -115,6 +127,11 @@ class GolfCLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return {name: {*commands[name], "weights_only"} for name in ("fit", "validate")}
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections that a person changes most; the trainer's long one comes last."""
+        parser.add_lightning_class_args(FineWeb, "data")
+        parser.add_lightning_class_args(GPTModule, "model")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a section for each behavior, and link what sections share."""
         parser.add_lightning_class_args(AttentionBackend, "attention")
@@ -148,6 +165,7 @@ class GolfCLI(LightningCLI):
             parser.link_arguments(source, f"data.{source}", apply_on="instantiate")
         for what in ("rules", "quantizer"):
             parser.link_arguments("export", f"late_qat.{what}", _attribute(what), apply_on="instantiate")
+        parser.add_lightning_class_args(Trainer, "trainer")
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -544,6 +562,8 @@ def run_cli(
                 write_report=write_report,
                 model_class=GPTModule,
                 datamodule_class=FineWeb,
+                parser_class=Parser,
+                parser_kwargs={name: {"description": DESCRIPTIONS[name]} for name in cli_class.subcommands()},
                 save_config_callback=save_config,
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=1337,

@@ -198,7 +198,7 @@ class Newest(Nearest):
 
 def test_a_class_in_a_new_file_goes_by_its_short_name(tmp_path: Path) -> None:
     # A copy of the program with one more file, which nothing imports.
-    for package in ("callbacks", "components", "datamodules", "lightning_modules"):
+    for package in ("callbacks", "command_line", "components", "datamodules", "lightning_modules"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "cli.py", tmp_path)
     (tmp_path / "components" / "brand.py").write_text(NEW_TECHNIQUE)

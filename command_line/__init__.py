@@ -1,0 +1,1 @@
+"""The command line of ``cli.py``: its help, its parser, its checks and the commands themselves."""
