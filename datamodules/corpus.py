@@ -1,14 +1,13 @@
 """Build the demo corpus from the Python installation itself: `python -m datamodules.corpus --out FOLDER`.
 
-The text is the standard library's documentation topics and, for each module, its docstrings and the rest of its
-source. No module is imported. A complete folder that this code made on this Python is kept.
+The text is prose: the standard library's documentation topics and the docstrings of each of its modules. No module is
+imported. A complete folder that this code made on this Python is kept.
 """
 
 import argparse
 import ast
 import hashlib
 import platform
-import random
 import sys
 import sysconfig
 import tokenize
@@ -25,11 +24,12 @@ from datamodules.manifest import MANIFEST_NAME, Manifest
 from datamodules.prepare import prepare
 
 VOCAB_SIZE = 1024
-VAL_BYTES = 200_000
-SEED = 1337
+VAL_BYTES = 64_000
+MIN_CHARACTERS = 200
+"""A document of the standard library is at least this long; shorter ones are a line or two and no prose."""
 
-_NOT_PROSE_OR_PLAIN_CODE = {"test", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
-"""Excluded: tests (larger than everything else), tables, frozen grammars, toys."""
+_NOT_PROSE = {"test", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
+"""Excluded packages: tests, tables, frozen grammars, toys."""
 
 _CODE = ("corpus", "documents", "manifest", "prepare", "shards", "tokenizer")
 
@@ -37,7 +37,8 @@ _CODE = ("corpus", "documents", "manifest", "prepare", "shards", "tokenizer")
 def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = None) -> Manifest:
     """Build the demo's data folder unless it is already complete and up to date.
 
-    The validation split is a random sample of documents with a fixed seed, `VAL_BYTES` of text in total. No document
+    Documents are ordered by a hash of their text, so that their order is random but always the same. The first
+    `VAL_BYTES` of text are the validation split; a document too long for what is left goes to training. No document
     occurs twice.
 
     Args:
@@ -50,7 +51,7 @@ def build_corpus(folder: Path, documents: Callable[[], Iterator[str]] | None = N
         return manifest
     for stale in (folder / MANIFEST_NAME, *folder.glob("fineweb_*.bin")):
         stale.unlink(missing_ok=True)
-    val_documents, train_documents = _split(sorted({text.encode() for text in (documents or standard_library)()}))
+    val_documents, train_documents = _split({text.encode() for text in (documents or standard_library)()})
     return prepare(
         chain(val_documents, train_documents),
         folder,
@@ -67,10 +68,9 @@ def _fingerprint() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    random.Random(SEED).shuffle(documents)
+def _split(documents: set[bytes]) -> tuple[list[bytes], list[bytes]]:
     val, train, num_val_bytes = [], [], 0
-    for document in documents:
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document).digest()):
         if num_val_bytes + len(document) <= VAL_BYTES:
             val.append(document)
             num_val_bytes += len(document)
@@ -80,39 +80,34 @@ def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def standard_library() -> Iterator[str]:
-    """Yield each documentation topic, then each module's docstrings and the rest of its source."""
-    yield from topics.values()
+    """Yield each documentation topic, then the docstrings of each module, in documents of `MIN_CHARACTERS` or more."""
+    return (text for text in chain(topics.values(), _modules()) if len(text) >= MIN_CHARACTERS)
+
+
+def _modules() -> Iterator[str]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         package = path.relative_to(root).parts[0].removesuffix(".py")
-        if package in sys.stdlib_module_names and package not in _NOT_PROSE_OR_PLAIN_CODE:
+        if package in sys.stdlib_module_names and package not in _NOT_PROSE:
             with tokenize.open(path) as file:
-                yield from filter(None, _docstrings_and_code(file.read()))
+                yield _docstrings(file.read())
 
 
-def _docstrings_and_code(source: str) -> tuple[str, str]:
-    """Split a module's source into two parts that share no text."""
-    docstrings = []
-    docstring_lines: set[int] = set()
+def _docstrings(source: str) -> str:
+    """The docstrings of a module, its classes and its functions, in the order of its lines."""
     with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
         tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
-    for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
-        docstring = ast.get_docstring(node)
-        first = node.body[0] if node.body else None
-        if docstring and isinstance(first, ast.Expr) and first.end_lineno:
-            docstrings.append(docstring)
-            docstring_lines.update(range(first.lineno, first.end_lineno + 1))
-    # Count lines as the parser does: `splitlines` would also split at form feeds.
-    lines = enumerate(source.split("\n"), start=1)
-    return "\n\n".join(docstrings), "\n".join(line for number, line in lines if number not in docstring_lines)
+    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.corpus", description="Make the demo's data folder out of Python's standard library."
+        prog="python -m datamodules.corpus",
+        description="Make the demo's data folder out of the documentation of Python's standard library.",
     )
     parser.add_argument("--out", type=Path, required=True, help="data folder to make, or to keep if it is up to date")
     args = parser.parse_args()
