@@ -44,7 +44,7 @@ def main() -> None:
     text = read_text(DATA, "val", fitted["tokens_scored"] + 1)
     rivals = bits_per_byte(text, read_text(DATA, "train"))
     print(_table(fitted, validated, rivals, len(text), time.perf_counter() - started))
-    print(_samples(Path(fitted["artifact"])))
+    print(_samples(Path(fitted["artifact"]), DATA / TOKENIZER_NAME))
 
 
 def _heading(title: str) -> None:
@@ -65,12 +65,25 @@ def run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     return {**summary, "log_folder": log}
 
 
+def _samples(artifact: Path, tokenizer_path: Path) -> str:
+    """Short texts that an exported model writes, each from its own beginning."""
+    network = load_network(artifact)
+    tokenizer = load_tokenizer(tokenizer_path)
+    texts = (
+        "".join(text)
+        for prompt in PROMPTS
+        for text in continuations(network, tokenizer, prompt, SAMPLE_TOKENS, SAMPLING, num_samples=1)
+    )
+    return "\nWritten by the exported model:\n" + "\n".join(textwrap.indent(text, "  | ") for text in texts)
+
+
 def _table(
     fitted: dict[str, Any], validated: dict[str, Any], rivals: dict[str, float], num_bytes: int, seconds: float
 ) -> str:
     """What came out, beside what compressors take for the same bytes."""
     report = fitted["log_folder"] / REPORT
     rows = [
+        *_scores(fitted),
         ("bits per byte before export", f"{fitted['pre_quant_val_bpb']:.4f}"),
         ("bits per byte after export, fresh process", f"{validated['val_bpb']:.4f}"),
         *((f"bits per byte of {name}", f"{bits:.4f}") for name, bits in rivals.items()),
@@ -89,16 +102,14 @@ def _table(
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def _samples(artifact: Path) -> str:
-    """Short texts that an exported model writes, each from its own beginning."""
-    network = load_network(artifact)
-    tokenizer = load_tokenizer(DATA / TOKENIZER_NAME)
-    texts = (
-        "".join(text)
-        for prompt in PROMPTS
-        for text in continuations(network, tokenizer, prompt, SAMPLE_TOKENS, SAMPLING, num_samples=1)
-    )
-    return "\nWritten by the exported model:\n" + "\n".join(textwrap.indent(text, "  | ") for text in texts)
+def _scores(fitted: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores that compare what became of the weights, as rows; a run without an average has only the last."""
+    names = (("last_weights_bpb", "last weights"), ("averaged_bpb", "averaged"), ("exported_bpb", "exported"))
+    return [
+        (f"bits per byte in validation's windows, {words}", f"{fitted[name]:.4f}")
+        for name, words in names
+        if name in fitted
+    ]
 
 
 if __name__ == "__main__":
