@@ -206,6 +206,7 @@ def test_the_demo_is_the_record_at_a_small_scale(capsys: pytest.CaptureFixture[s
         assert 0 < demo[name] < RECIPE[name], name
     assert demo["model.compile"] is False  # needs no compiler
     assert demo["trainer.accelerator"] == "cpu"
+    assert not [name for name, _ in leaves(written("demo")) if name.startswith(("late_qat.", "model.optimizer."))]
     first, *others = demo["export.storage"]
     assert {**first, "at_most": 65_536} == RECIPE["export.storage"][0]
     assert others == RECIPE["export.storage"][1:]
