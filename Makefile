@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GPU_READY := .venv-gpu/.ready
-BENCHMARKS := $(filter-out __init__ common,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(filter-out __init__ common demo_curve,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 # Waiting threads yield their core. With spinning, two threads took five times as long on two cores that another
 # process also used.

@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import json
-import lzma
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
+from components.generate import continuations, load_network
+from components.generation import Sampling
 from components.tokenizer import load_tokenizer
+from datamodules.compressors import bits_per_byte, read_text
 from datamodules.corpus import build_corpus
-from datamodules.shards import find_shards, open_shard
+from datamodules.manifest import TOKENIZER_NAME
 
 ROOT = Path(__file__).parent
 CONFIGS = ("configs/record_10l.yaml", "configs/demo.yaml")
 DATA = Path(".cache/demo")
 RUNS = Path("runs/demo")
+REPORT = "report.html"
+PROMPTS = ("The class returns", "Raised when", "This statement")
+SAMPLE_TOKENS = 60
+SAMPLING = Sampling(temperature=0.7, top_k=20, seed=1)
 
 
 def main() -> None:
-    """Build the corpus, train and export, score the file in a fresh process, and compare."""
+    """Build the corpus, train and export, score the file in a fresh process, compare, and let it write."""
     started = time.perf_counter()
-    _heading("Corpus: Python's own documentation and sources")
+    _heading("Corpus: Python's own documentation")
     build_corpus(DATA)
     _heading("Fit: train, switch to late QAT, average, export, score")
-    fitted = _run("fit", RUNS)
+    fitted = run("fit", RUNS)
     _heading("Validate: score the exported file in a fresh process")
-    validated = _run("validate", RUNS / "validate", "--artifact", fitted["artifact"])
+    validated = run("validate", RUNS / "validate", "--artifact", fitted["artifact"])
     if abs(validated["val_bpb"] - fitted["val_bpb"]) > 1e-6:
         sys.exit(
             f"error: {fitted['artifact']} scores {validated['val_bpb']} bits per byte in a fresh process and "
             f"{fitted['val_bpb']} in the one that wrote it; please report this."
         )
-    print(_table(fitted, validated, _scored_text(fitted["tokens_scored"]), time.perf_counter() - started))
+    text = read_text(DATA, "val", fitted["tokens_scored"] + 1)
+    rivals = bits_per_byte(text, read_text(DATA, "train"))
+    print(_table(fitted, validated, rivals, len(text), time.perf_counter() - started))
+    print(_samples(Path(fitted["artifact"]), DATA / TOKENIZER_NAME))
 
 
 def _heading(title: str) -> None:
     print(f"\n== {title}", flush=True)
 
 
-def _run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
+def run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     """Run a command of the project and return its summary."""
     logs = runs / "lightning_logs"
     before = set(logs.glob("version_*"))
@@ -57,28 +65,29 @@ def _run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     return {**summary, "log_folder": log}
 
 
-def _scored_text(num_targets: int) -> bytes:
-    """The validation text that the run scored."""
-    [shard] = find_shards(DATA, "val")
-    ids = open_shard(shard)[: num_targets + 1].tolist()
-    tokenizer = load_tokenizer(DATA / "tokenizer.model")
-    documents: list[list[int]] = []
-    for token_id in ids:
-        if token_id == tokenizer.bos_id():
-            documents.append([])
-        documents[-1].append(token_id)
-    return "".join(tokenizer.decode(document) for document in documents).encode()
+def _samples(artifact: Path, tokenizer_path: Path) -> str:
+    """Short texts that an exported model writes, each from its own beginning."""
+    network = load_network(artifact)
+    tokenizer = load_tokenizer(tokenizer_path)
+    texts = (
+        "".join(text)
+        for prompt in PROMPTS
+        for text in continuations(network, tokenizer, prompt, SAMPLE_TOKENS, SAMPLING, num_samples=1)
+    )
+    return "\nWritten by the exported model:\n" + "\n".join(textwrap.indent(text, "  | ") for text in texts)
 
 
-def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, seconds: float) -> str:
-    zstd = 8 * len(zstandard.ZstdCompressor(level=22).compress(text)) / len(text)
-    xz = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+def _table(
+    fitted: dict[str, Any], validated: dict[str, Any], rivals: dict[str, float], num_bytes: int, seconds: float
+) -> str:
+    """What came out, beside what compressors take for the same bytes."""
+    report = fitted["log_folder"] / REPORT
     rows = [
         *_scores(fitted),
         ("bits per byte before export", f"{fitted['pre_quant_val_bpb']:.4f}"),
         ("bits per byte after export, fresh process", f"{validated['val_bpb']:.4f}"),
-        (f"bits per byte of zstd -22 on the same {len(text):,} bytes", f"{zstd:.4f}"),
-        ("bits per byte of xz -9e on the same bytes", f"{xz:.4f}"),
+        *((f"bits per byte of {name}", f"{bits:.4f}") for name, bits in rivals.items()),
+        ("scored text", f"{num_bytes:,} bytes"),
         ("artifact", f"{fitted['bytes_model']:,} bytes for {fitted['num_params']:,} parameters"),
         ("optimizer steps", f"{fitted['step_stop']} in {fitted['wallclock_seconds']:.1f} s"),
         ("steps under late QAT", f"{fitted['qat_steps']} from step {fitted['qat_start_step']}"),
@@ -86,6 +95,7 @@ def _table(fitted: dict[str, Any], validated: dict[str, Any], text: bytes, secon
         ("artifact file", fitted["artifact"]),
         ("summary", str(fitted["log_folder"] / "summary.json")),
         ("TensorBoard logs", f"{fitted['log_folder']} (make tensorboard)"),
+        *([("report", str(report))] if report.is_file() else []),
         ("total time", f"{seconds:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     budget = [f"--clock.max_seconds={TRAIN_SECONDS}"] if recipe else []
     started = time.perf_counter()
     shutil.rmtree(OUT, ignore_errors=True)
-    _heading("Corpus: Python's own documentation and sources")
+    _heading("Corpus: Python's own documentation")
     build_corpus(DATA)
     _heading(f"Sweep: {rung}, seeds {' and '.join(seeds)}")
     configs = [f"--config={CONFIGS / name}.yaml" for name in (rung, *overlays)]

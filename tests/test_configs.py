@@ -202,13 +202,29 @@ def test_the_record_run_compiles_and_is_ddp() -> None:
 
 def test_the_demo_is_the_record_at_a_small_scale(capsys: pytest.CaptureFixture[str]) -> None:
     demo = dict(leaves(parse(capsys, "fit", "record_10l", "demo")))
-    for name in ("clock.max_seconds", "model.num_layers", "data.train_batch_tokens", "schedule.warmdown_steps"):
+    for name in ("clock.max_seconds", "model.model_dim", "model.num_layers", "data.train_batch_tokens"):
         assert 0 < demo[name] < RECIPE[name], name
     assert demo["model.compile"] is False  # needs no compiler
     assert demo["trainer.accelerator"] == "cpu"
-    assert not [
-        name for name, _ in leaves(written("demo")) if name.startswith(("late_qat.", "export.", "model.optimizer."))
-    ]
+    assert not [name for name, _ in leaves(written("demo")) if name.startswith(("late_qat.", "model.optimizer."))]
+    first, *others = demo["export.storage"]
+    assert {**first, "at_most": 65_536} == RECIPE["export.storage"][0]
+    assert others == RECIPE["export.storage"][1:]
+
+
+def test_the_demo_keeps_every_phase_of_the_record(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parse(capsys, "fit", "record_10l", "demo")
+    demo = dict(leaves(parsed))
+    assert 0 < demo["schedule.warmdown_fraction"] < 1
+    assert demo["schedule.momentum_start"] < demo["schedule.momentum_end"]
+    assert demo["late_qat.start_fraction"] == RECIPE["late_qat.start_fraction"]
+    assert demo["averaging.class_path"] == RECIPE["averaging.class_path"]
+    assert demo["averaging.init_args.start_multiplier"] > 0
+    settings = {k: v for k, v in parsed["model"].items() if k in GPTConfig.__dataclass_fields__}
+    with torch.device("meta"):
+        network = GPT(GPTConfig(**{**settings, "vocab_size": 1024, "bos_id": 1}))
+    rules = assign(network.shapes(), [StorageRule(**rule) for rule in parsed["export"]["storage"]])
+    assert {rule.storage for rule in rules.values()} == {"int5", "int6", "int8", "float16"}
 
 
 def test_the_laptop_runs_the_recipe_for_ten_minutes_anywhere(capsys: pytest.CaptureFixture[str]) -> None:

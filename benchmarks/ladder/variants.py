@@ -10,8 +10,8 @@ The scale is set by rules, before anything is measured, and no technique is tune
 - A step has 512 tokens, in sequences of 128. Score-first training takes chunks of 1,024 tokens, GPTQ calibrates on 16
   such steps' batches.
 - Warm-downs and the momentum's warm-up keep their share of the run's steps.
-- The average's decay is 0.98: at the records' 0.997 the initial weights would keep 41% of it. Snapshots are those of
-  the demo.
+- The average's decay is 0.98: at the records' 0.997 the initial weights would keep 41% of it. Snapshots are taken
+  every 5 steps below a multiplier of 0.2.
 - Learning rates, weight decays, gains, and everything else are the configuration's.
 """
 
