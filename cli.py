@@ -279,13 +279,13 @@ class GolfCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = added
         replace_observer()
         separate_restarts()
-        trainer = super().instantiate_trainer(
-            logger=self._loggers(init.trainer),
-            enable_progress_bar=shows_progress and on_terminal,
+        settings = {
+            "logger": self._loggers(init.trainer),
+            "enable_progress_bar": shows_progress and on_terminal,
             # Lightning's table has one row, the network. RunLog says how large it is.
-            enable_model_summary=bool(init.trainer.enable_model_summary),
-            **kwargs,
-        )
+            "enable_model_summary": bool(init.trainer.enable_model_summary),
+        }
+        trainer = super().instantiate_trainer(**{**settings, **kwargs})
         callbacks = in_order(callbacks_of(trainer))
         assert all(stage_of(a) <= stage_of(b) for a, b in itertools.pairwise(callbacks))
         callbacks_of(trainer)[:] = callbacks

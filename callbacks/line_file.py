@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -24,8 +26,10 @@ class LineFile:
 
     def write(self, line: str) -> None:
         """Add a line; the first one that the disk refuses is a warning, and the file then lacks lines."""
+        data = (line + "\n").encode()
         try:
-            self._file.write((line + "\n").encode())
+            if self._file.write(data) < len(data):  # a disk takes what it has room for before it refuses
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self._is_disk_full:
                 rank_zero_warn(f"{self._file.name} lacks lines ({error.strerror}); the run goes on.")

@@ -51,6 +51,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _clean_compiler() -> None:
+    """Forget the graphs of other files' tests: the compiler takes no more than a few of one function."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(autouse=True)
 def _clean_torch() -> Iterator[None]:
     """Use one thread, since a second one only slows small matrices on a busy machine; reset the compiler's stance."""

@@ -1,5 +1,6 @@
 """Runs that are killed, that meet a full disk, and that start together."""
 
+import os
 import random
 import re
 import signal
@@ -42,6 +43,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "cli.py", *arguments],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the runs in this process: sums are then in one order
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -390,10 +390,10 @@ def test_zstandard_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fit", "--model.num_experts=8"], "--model.num_experts=8"),
+        (["fit", "--model.num_experts=8"], "There is no setting model.num_experts"),
         (["fit", "--model.num_layers=many"], "model.num_layers"),
         (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
-        (["fit", "--artifact=x.golf"], "--artifact=x.golf"),
+        (["fit", "--artifact=x.golf"], "There is no setting artifact"),
         (["train"], "'train'"),
         ([], "subcommand"),
     ],

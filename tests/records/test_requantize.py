@@ -1,5 +1,6 @@
 """Requantizing a fit's weights: the same file as the fit's, other files by other settings, and what is refused."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,8 @@ def test_a_checkpoint_from_under_late_qat_is_calibrated_and_scored_in_float(
 ) -> None:
     faked = {"export.storage": str(EXPORT["export.storage"]).replace("false", "true", 1)}
     printed = requantize(ckpt_path=finished_run.checkpoint, out=tmp_path / "again.golf", **faked)
-    assert f"float weights  {summary_of(finished_run.folder)['pre_quant_val_bpb']:.5f}" in printed
+    scored = float(re.search(r"float weights +([\d.]+)", printed)[1])
+    assert scored == pytest.approx(summary_of(finished_run.folder)["pre_quant_val_bpb"], abs=1e-5)
     found = read_weights(finished_run.logs / "model.safetensors")
     network = GPT(GPTConfig(**found.settings))
     network.load_state_dict(found.weights)
