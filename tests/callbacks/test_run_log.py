@@ -91,6 +91,13 @@ def test_a_run_tells_its_whole_story(finished_run: FinishedRun) -> None:
             *steps[6:9],
             "late QAT from step",
             *("snapshot", *steps[9:11], "snapshot", steps[11], "validation step"),
-            *("stopped at step", "exported", "float weights val_loss", "artifact val_loss"),
+            *(
+                "stopped at step",
+                "in validation's windows",
+                "in validation's windows",
+                "exported",
+                "float weights val_loss",
+                "artifact val_loss",
+            ),
         ]
     )

@@ -456,7 +456,7 @@ def test_a_run_that_trained_on_the_text_is_scored_again_with_training(folder: Pa
     settings = {name: value for name, value in TRAINED.items() if name != "trained"}
     trained = ScoreFirstTraining(**settings).score(network, windows).bits_per_byte  # type: ignore[arg-type]
     plain = json.loads((folder / "submission.json").read_text())["val_bpb"]
-    assert abs(trained - plain) > 0.005
+    assert abs(trained - plain) > 0.002  # far more than the audit allows
     edit_result(val_bpb=trained)(folder)
     verdict = verdict_of("score recomputed", folder, data)
     assert verdict.state == State.PASS, verdict
