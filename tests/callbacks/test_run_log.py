@@ -94,7 +94,6 @@ def test_a_run_tells_its_whole_story(finished_run: FinishedRun) -> None:
             *(
                 "stopped at step",
                 "in validation's windows",
-                "in validation's windows",
                 "exported",
                 "float weights val_loss",
                 "artifact val_loss",
