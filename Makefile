@@ -31,7 +31,7 @@ demo: $(READY) ## train, quantize, export and score the recipe at a small scale 
 demo-record: $(READY) ## a record attempt at demo scale: two seeds, packed and audited; then the script, run alone
 	@$(BIN)/python -m records.demo
 
-test: lint ## lint, types and the tests (about 6 minutes on 2 cores)
+test: lint ## lint, types and the tests (about 12 minutes on 2 cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## the slow tests

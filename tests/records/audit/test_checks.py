@@ -136,7 +136,9 @@ SPOILED = [
     ("artifact loads", edit_log("", "7 parameters, 8 ranks on cuda"), "but the log says 7"),
     ("artifact loads", edit_json("submission.json", num_params=7), "but submission.json says 7"),
     ("artifact loads", describe(logit_softcap=20.0), "logit_softcap is 20.0 in model_seed42.golf and 30.0"),
-    pytest.param("artifact loads", describe(num_layers=1), "holds the weights of another network", marks=pytest.mark.slow),
+    pytest.param(
+        "artifact loads", describe(num_layers=1), "holds the weights of another network", marks=pytest.mark.slow
+    ),
     ("score recomputed", damage, "is damaged"),
     ("logged bytes", log_more_bytes, "16,000,100 of 16,000,000 bytes"),
     ("logged bytes", edit_result(bytes_total=16_000_001), "16,000,001 are claimed"),
