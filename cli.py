@@ -58,7 +58,7 @@ from components.artifact import MAX_ELEMENTS
 from components.averages import Average, SnapshotMean
 from components.checkpoint_reading import read_checkpoint
 from components.errors import LostRankError, UserError, describe_os_error
-from components.gpt import GPTConfig, check_shapes, load_weights, shapes_of
+from components.gpt import GPTConfig, check_shapes, config_of, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.noise import quiet_libraries
 from components.quantization import Nearest, load_state
@@ -221,7 +221,7 @@ class GolfCLI(LightningCLI):
             found = read_weights(Path(config.weights))
             settings, self.weights = found.settings, found.weights
         if settings is not None:
-            _check_network(settings, config.get("artifact") or config.get("weights"))
+            config_of(settings, config.get("artifact") or config.get("weights"))
             for name, value in settings.items():
                 config.model[name] = value
         _check_settings(config, for_training=self.subcommand == "fit")
@@ -429,17 +429,6 @@ def _problem_of(check: Callable[[], object]) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def _check_network(settings: dict[str, Any], source: str) -> None:
-    try:
-        GPTConfig(**settings)
-    except UserError as error:
-        raise UserError(f"{source} describes a network that cannot be built: {error}") from error
-    except TypeError as error:
-        raise UserError(
-            f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
-        ) from error
 
 
 def _check_size(num_values: int) -> None:

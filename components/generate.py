@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from components.command import run_command
 from components.errors import UserError
 from components.generation import Sampling, generate
-from components.gpt import GPT, GPTConfig, load_weights
+from components.gpt import GPT, check_shapes, config_of, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import load_state
 from components.tokenizer import load_tokenizer
@@ -33,8 +33,11 @@ def load_network(path: Path) -> GPT:
             f"{path} has the public format, which does not describe its network; score it with `python cli.py validate "
             "--artifact`, which takes the network from --model.*."
         )
-    network = GPT(GPTConfig(**artifact.settings))  # type: ignore[arg-type]
-    load_weights(network, load_state(artifact.tensors), str(path))
+    config = config_of(artifact.settings, str(path))
+    weights = load_state(artifact.tensors)
+    check_shapes(shapes_of(config), weights, str(path))  # before any memory is spent on a network
+    network = GPT(config)
+    load_weights(network, weights, str(path))
     return network.eval()
 
 

@@ -455,6 +455,26 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), target_ids_BS.flatten(), reduction="none").view_as(target_ids_BS)
 
 
+def config_of(settings: Mapping[str, Any], source: str) -> GPTConfig:
+    """The configuration that a file describes.
+
+    Args:
+        settings: The network's settings by name.
+        source: The file, for the error message.
+
+    Raises:
+        UserError: There is no such network, or this program does not know it.
+    """
+    try:
+        return GPTConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{source} describes a network that cannot be built: {error}") from error
+    except TypeError as error:
+        raise UserError(
+            f"{source} describes a network that this program does not know ({error}); use the program that wrote it."
+        ) from error
+
+
 def shapes_of(config: GPTConfig) -> dict[str, torch.Size]:
     """The shape of each parameter of a network with these settings, by its name, without allocating any."""
     with torch.device("meta"):
