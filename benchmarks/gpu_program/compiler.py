@@ -102,7 +102,9 @@ def keep_from_the_device() -> None:
 
 
 def describe(node: Any) -> dict[str, Any]:
-    """A call of a library: its name, its tensors' shapes, and the bytes that it reads and writes."""
+    """A call of a library or of a kernel of our own: name, tensors' shapes, and the bytes that it reads and writes."""
+    from torch._inductor.ir import UserDefinedTritonKernel
+
     kernel = node.node
 
     def shape(buffer: Any) -> list[int] | None:
@@ -111,7 +113,10 @@ def describe(node: Any) -> dict[str, Any]:
         except (AttributeError, NotImplementedError):
             return None  # a call with several outputs is no tensor itself
 
-    name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
+    if isinstance(kernel, UserDefinedTritonKernel):
+        name = kernel.get_kernel_and_metadata()[0].__name__
+    else:
+        name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
     return {
         "name": str(name),
         "inputs": [shape(tensor) for tensor in kernel.inputs if not isinstance(tensor, (list, tuple))],

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -18,7 +17,7 @@ from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
 from docs.step import draw_steps
-from tests.support import ROOT, run
+from tests.support import CUDA_PYTHON, ROOT, run
 
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
 SMALL = """
@@ -28,7 +27,6 @@ data: {train_batch_tokens: 1024, train_micro_batches: 1, train_seq_len: 256}
 scoring: {seq_len: 256, windows_per_batch: 4}
 """
 
-CUDA_PYTHON = Path(os.environ.get("GPU_PROGRAM_PYTHON", ROOT / ".venv-gpu" / "bin" / "python"))
 needs_cuda_build = pytest.mark.skipif(
     not CUDA_PYTHON.exists(),
     reason="no CUDA build of torch: make gpu-program installs one, or GPU_PROGRAM_PYTHON names its Python",
