@@ -215,13 +215,7 @@ class Attention(nn.Module):
         return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
     def forward(
-        self,
-        x_BTC: Tensor,
-        cos_TR: Tensor,
-        sin_TR: Tensor,
-        scale_C: Tensor,
-        num_queries: int,
-        cache: StepCache | None = None,
+        self, x_BTC: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_queries: int, cache: StepCache | None = None
     ) -> Tensor:
         """Attend causally from the last ``num_queries`` positions S; [B, S, C].
 
@@ -229,7 +223,6 @@ class Attention(nn.Module):
             x_BTC: The normed stream.
             cos_TR: Cosines of the rotary embedding, [T, R / 2].
             sin_TR: Its sines.
-            scale_C: Multiplier of the output's channels.
             num_queries: Positions to attend from.
             cache: Keys and values of the positions before, which these T join.
         """
@@ -258,4 +251,4 @@ class Attention(nn.Module):
         if self.gate is not None:
             gate_BSH = 2 * torch.sigmoid(self.gate(x_BSC[..., : self.gate.in_features]))
             y_BSHD = y_BSHD * gate_BSH.unsqueeze(-1)
-        return self.proj(y_BSHD.flatten(2), scale_C)
+        return self.proj(y_BSHD.flatten(2))

@@ -91,6 +91,7 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x_BTC.dtype)
         x_BTC = mix[0] * x_BTC + mix[1] * x0_BTC
         normed_BTC = self._norm(x_BTC)
-        x_BSC = x_BTC[:, -num_wanted:] + self.attn(normed_BTC, cos_TR, sin_TR, self.attn_scale, num_wanted, cache)
+        attended_BSC = self.attn(normed_BTC, cos_TR, sin_TR, num_wanted, cache)
+        x_BSC = x_BTC[:, -num_wanted:] + self.attn_scale.to(x_BTC.dtype) * attended_BSC
         mlp_input_BSC = normed_BTC[:, -num_wanted:] if self.parallel else self._norm(x_BSC)
-        return x_BSC + self.mlp(mlp_input_BSC, self.mlp_scale)
+        return x_BSC + self.mlp_scale.to(x_BTC.dtype) * self.mlp(mlp_input_BSC)

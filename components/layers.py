@@ -7,7 +7,7 @@ Every module that has parameters of its own maps each one's name to its optimize
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -42,27 +42,6 @@ def seen_weight(module: Fakeable) -> Tensor:
     return quantizer.fake_quantize(module.weight, storage)
 
 
-class _ScaledLinear(torch.autograd.Function):
-    """``scale * (x W^T)``, whose backward pass needs neither the product nor the gradient times the scale.
-
-    With g the gradient and ``P = g^T x``, the gradients are ``g (scale W)`` of x, ``scale P`` of W and the row sums of
-    ``P W`` of the scale. These scale weights, where autograd would write and read tensors the size of the output.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, scale)
-        return scale.to(x.dtype) * F.linear(x, weight.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        [gradient] = gradients
-        x, weight, scale = ctx.saved_tensors
-        column = scale.unsqueeze(1)
-        product = (gradient.flatten(0, -2).T @ x.flatten(0, -2)).to(weight.dtype)
-        return gradient @ (column * weight).to(x.dtype), column * product, (product * weight).sum(1)
-
-
 class Linear(nn.Linear):
     """A linear layer without bias; its float32 weight is cast to the input's dtype.
 
@@ -84,18 +63,9 @@ class Linear(nn.Linear):
         else:
             super().reset_parameters()
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Map [..., in_features] to [..., out_features].
-
-        Args:
-            x: The input.
-            scale: Multiplier of each output channel, float32; None for none. It cannot be differentiated twice.
-        """
-        weight = seen_weight(self)
-        if scale is None:
-            return F.linear(x, weight.to(x.dtype))
-        y: Tensor = _ScaledLinear.apply(x, weight, scale)
-        return y
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        return F.linear(x, seen_weight(self).to(x.dtype))
 
 
 class JointLinear(nn.Module):

@@ -69,9 +69,9 @@ class MLP(nn.Module):
         self.fc = Linear(model_dim, hidden_dim)
         self.proj = Linear(hidden_dim, model_dim)
 
-    def forward(self, x_BTC: Tensor, scale_C: Tensor) -> Tensor:
-        """Map each position independently; [B, T, C] in and out, the output's channels times ``scale_C``."""
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Map each position independently; [B, T, C] in and out."""
         if self.fused:
-            fc_HC, proj_CH = seen_weight(self.fc), scale_C.unsqueeze(1) * seen_weight(self.proj)
-            return fused_mlp(x_BTC.flatten(0, 1), fc_HC.to(x_BTC.dtype), proj_CH.to(x_BTC.dtype)).view_as(x_BTC)
-        return self.proj(squared_relu(self.fc(x_BTC), self.leak), scale_C)
+            fc_HC, proj_CH = (seen_weight(layer).to(x_BTC.dtype) for layer in (self.fc, self.proj))
+            return fused_mlp(x_BTC.flatten(0, 1), fc_HC, proj_CH).view_as(x_BTC)
+        return self.proj(squared_relu(self.fc(x_BTC), self.leak))

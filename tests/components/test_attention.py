@@ -23,7 +23,7 @@ def attention(exclusive: bool = False, gate_width: int = 0) -> Attention:
 
 def attend(module: Attention, x: torch.Tensor, num_queries: int) -> torch.Tensor:
     cos, sin = (table.double() for table in rotary_tables(x.size(1), 4, 100.0, x.device))
-    return module(x, cos, sin, torch.ones(8, dtype=x.dtype), num_queries)
+    return module(x, cos, sin, num_queries)
 
 
 def stream(*shape: int) -> torch.Tensor:
@@ -123,4 +123,4 @@ def test_the_output_keeps_the_input_s_type_under_autocast(exclusive: bool) -> No
     module, x = attention(exclusive=exclusive, gate_width=3).float(), stream(1, 6, 8).bfloat16()
     cos, sin = (table.bfloat16() for table in rotary_tables(6, 4, 100.0, x.device))
     with torch.autocast("cpu", torch.bfloat16):
-        assert module(x, cos, sin, torch.ones(8), 6).dtype == torch.bfloat16
+        assert module(x, cos, sin, 6).dtype == torch.bfloat16

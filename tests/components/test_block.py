@@ -35,8 +35,8 @@ def test_a_block_is_the_published_formula(parallel: bool) -> None:
     x, x0 = torch.randn(2, 1, 6, 8, dtype=torch.float64)
     cos, sin = (table.double() for table in rotary_tables(6, 4, 100.0, x.device))
     z = block.resid_mix[0] * x + block.resid_mix[1] * x0
-    attended = z + block.attn_scale * block.attn(0.5 * rms_norm(z), cos, sin, torch.ones(8), 6)
+    attended = z + block.attn_scale * block.attn(0.5 * rms_norm(z), cos, sin, 6)
     seen = z if parallel else attended
-    expected = attended + block.mlp_scale * block.mlp(0.5 * rms_norm(seen), torch.ones(8))
+    expected = attended + block.mlp_scale * block.mlp(0.5 * rms_norm(seen))
     torch.testing.assert_close(block(x, x0, cos, sin, 6), expected)
     torch.testing.assert_close(block(x, x0, cos, sin, 2), expected[:, -2:])

@@ -59,23 +59,6 @@ def test_a_faked_matrix_is_the_stored_one_bit_for_bit_with_the_gradient_straight
     torch.testing.assert_close(layer.weight.grad, upstream.T @ x)
 
 
-@pytest.mark.parametrize("faked", [False, True])
-def test_scaled_outputs_are_torch_s_own_product_and_keep_none_of_it_for_backward(faked: bool) -> None:
-    torch.manual_seed(0)
-    layer, x = Linear(80, 70), torch.randn(2, 5, 80, requires_grad=True)
-    layer.fake = (Nearest(), Storage.INT5) if faked else None
-    scale, upstream = torch.randn(70, requires_grad=True), torch.randn(2, 5, 70)
-    kept: list[torch.Size] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        found = layer(x, scale)
-    assert upstream.shape not in kept
-    expected = scale * F.linear(x, seen_weight(layer))
-    assert torch.equal(found, expected)
-    leaves = [x, scale, layer.weight]
-    for mine, theirs in zip(*(torch.autograd.grad(y, leaves, upstream) for y in (found, expected)), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-
-
 def test_a_joint_product_is_each_layer_s_own_with_its_own_gradient_and_storage() -> None:
     torch.manual_seed(0)
     layers, x = [Linear(80, 70), Linear(80, 65), Linear(80, 65)], torch.randn(2, 5, 80, requires_grad=True)
