@@ -86,7 +86,7 @@ def has_triton() -> bool:
     return triton is not None
 
 
-_kernel = triton.jit(squared_relu_mm) if triton else None
+_kernel: Any = triton.jit(squared_relu_mm) if triton else None
 
 
 def _product(left: Tensor, right: Tensor, kept: Tensor | None) -> Tensor:

@@ -114,7 +114,8 @@ def describe(node: Any) -> dict[str, Any]:
             return None  # a call with several outputs is no tensor itself
 
     if isinstance(kernel, UserDefinedTritonKernel):
-        name = kernel.get_kernel_and_metadata()[0].__name__
+        function: Any = kernel.get_kernel_and_metadata()[0]
+        name = function.__name__
     else:
         name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
     return {
