@@ -103,8 +103,6 @@ def keep_from_the_device() -> None:
 
 def describe(node: Any) -> dict[str, Any]:
     """A call of a library or of a kernel of our own: name, tensors' shapes, and the bytes that it reads and writes."""
-    from torch._inductor.ir import UserDefinedTritonKernel
-
     kernel = node.node
 
     def shape(buffer: Any) -> list[int] | None:
@@ -113,16 +111,21 @@ def describe(node: Any) -> dict[str, Any]:
         except (AttributeError, NotImplementedError):
             return None  # a call with several outputs is no tensor itself
 
-    if isinstance(kernel, UserDefinedTritonKernel):
-        function: Any = kernel.get_kernel_and_metadata()[0]
-        name = function.__name__
-    else:
-        name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
     return {
-        "name": str(name),
+        "name": _name(kernel),
         "inputs": [shape(tensor) for tensor in kernel.inputs if not isinstance(tensor, (list, tuple))],
         "bytes": int(node.get_read_write_buffers_sizes()),
     }
+
+
+def _name(kernel: Any) -> str:
+    """The operator's, or for a kernel of our own its function's."""
+    from torch._inductor.ir import UserDefinedTritonKernel
+
+    if isinstance(kernel, UserDefinedTritonKernel):
+        function: Any = kernel.get_kernel_and_metadata()[0]
+        return str(function.__name__)
+    return str(getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None))
 
 
 def compile_pass(network: GPT, mode: Any, shapes: Pass) -> dict[str, Any]:
