@@ -1,7 +1,7 @@
-"""The README's chart of a predicted training step: ``python -m docs.step RESULT ...``.
+"""The README's chart of predicted training steps, and its table of runs: ``python -m docs.step RESULT ...``.
 
 Each RESULT is a ``benchmarks/results/gpu_program-*.json``. ``step.svg`` has a bar for each kind of training step in
-them, and shows where its milliseconds go.
+them, and shows where its milliseconds go. The table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,18 @@ PARTS = {
 """Label, parts of a result, color and opacity of each piece of a bar."""
 
 
+PHASES = {"train": "", "loop": ", with its loop", "qat": ", late QAT"}
+"""A run's kinds of training step, and what they are called behind its name."""
+
+
 def draw_steps(results: Sequence[Mapping[str, Any]]) -> bytes:
     """Predicted steps as bars of their parts, as SVG; the first result's is on top."""
-    bars = {f"{result['config']}, {name}": step for result in results for name, step in result["predicted_ms"].items()}
+    bars = {
+        f"{result['config']}{title}": result["predicted_ms"][name]
+        for result in results
+        for name, title in PHASES.items()
+        if name in result["predicted_ms"]
+    }
     figure = Figure(figsize=(9.5, 1.5 + 0.45 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
     for row, step in enumerate(bars.values()):
@@ -62,8 +71,32 @@ def _draw_bar(axes: Axes, row: int, step: Mapping[str, float]) -> None:
     axes.text(left, row, f"  {step['step']:.1f}", va="center", color=GRAY, fontsize=9)
 
 
+def runs_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """What is predicted of each run, as Markdown."""
+    lines = [
+        "| run | ms a step | steps | windows a second, each GPU | final score, s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for result in results:
+        steps = [result["predicted_ms"][name]["step"] for name in PHASES if name in result["predicted_ms"]]
+        run, rate = result["predicted_run"], result["predicted_windows_per_second"].get("score")
+        cells = [
+            f"`{result['config']}`",
+            ", ".join(f"{step:.1f}" for step in steps),
+            _number(run.get("steps")),
+            _number(rate),
+            _number(run.get("scoring_seconds")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Draw the results given on the command line.
+    """Draw the results given on the command line, and print their table.
 
     Raises:
         UserError: One has no training step.
@@ -74,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     results = [_read(file) for file in args.results]
     write_whole(args.out / "step.svg", draw_steps(results))
-    print(f"Drawn: {args.out / 'step.svg'}")
+    print(f"{runs_table(results)}\n\nDrawn: {args.out / 'step.svg'}")
 
 
 def _read(file: Path) -> dict[str, Any]:

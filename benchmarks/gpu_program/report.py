@@ -10,6 +10,9 @@ from benchmarks.gpu_program.chips import Backend, Chip
 from benchmarks.gpu_program.program import Program
 from benchmarks.gpu_program.roofline import kernel_seconds, product_seconds, program_times
 
+VERSION = 2
+"""Of a result: what its figures count. Version 1 counted a slice of a buffer as the whole of it."""
+
 TOP = 12
 """Kernels that the text lists."""
 
@@ -34,10 +37,10 @@ def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
         "kernels": len(program.kernels),
         "products": program.num_products,
         "attention_calls": sum(call.calls for call in program.attention),
-        "gigabytes": (program.bytes + program.other_bytes) / 1e9,
+        "other_calls": sum(call.calls for call in program.others),
+        "gigabytes": program.bytes / 1e9,
         "launches_with_trigonometry": sum(k.launches for k in program.kernels if k.trigonometry),
         "launches_with_float64": sum(k.launches for k in program.kernels if k.float64),
-        "launches_without_bytes": sum(k.launches for k in program.kernels if not k.bytes),
         "ms": {
             "products": 1e3 * times.products,
             "products_at_ceiling": 1e3 * ceiling.products,
@@ -136,7 +139,9 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
                     (f"{name} {part}, {key.replace('_', ' ')}", old[key], new[key], f"{new[key] - old[key]:+d}")
                 )
             rows.append(_changed(f"{name} {part}, GB", old["gigabytes"], new["gigabytes"]))
-    old_launches, new_launches = (sum(call["launches"] for call in result["update"]) for result in (before, after))
+    old_launches, new_launches = (
+        sum(call["launches"] for call in result["updates"]["train"]) for result in (before, after)
+    )
     change = f"{new_launches - old_launches:+d}"
     rows.append(("clipping and optimizers, launches", old_launches, new_launches, change))
     for name, step in after["predicted_ms"].items():

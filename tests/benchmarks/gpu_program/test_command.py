@@ -17,7 +17,7 @@ from benchmarks.gpu_program.report import PARTS, comparison
 from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
-from docs.step import draw_steps
+from docs.step import draw_steps, runs_table
 from tests.support import ROOT, run
 
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
@@ -50,8 +50,10 @@ def test_a_cpu_build_is_told_what_to_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score"),
+        (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score,ttt"),
+        (["--passes", "train,ttt"], "record_10l does not train on what it scores; leave ttt out of --passes"),
         (["--against", "run.json"], "run.json is no result of this command"),
+        (["--against", "old.json"], "old.json is from another version of this command"),
     ],
 )
 def test_errors_come_before_compilation(
@@ -59,6 +61,7 @@ def test_errors_come_before_compilation(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.json").write_text('{"passes": {}}')
+    Path("old.json").write_text('{"predicted_ms": {}}')
     with pytest.raises(UserError, match=re.escape(message)):
         main(arguments)
 
@@ -71,7 +74,7 @@ def result() -> dict[str, Any]:
     capture = {
         "passes": {"train": {"forward": program, "backward": program}, "score": {"forward": program}},
         "instructions": {},
-        "update": [update],
+        "updates": {"train": [update]},
         "versions": {},
     }
     args = parse([])
@@ -113,6 +116,14 @@ def test_the_chart_draws_every_part_of_a_step_once() -> None:
     assert drawn == draw_steps([result()]).decode()
 
 
+def test_the_table_of_runs_has_what_is_known() -> None:
+    whole = result()
+    whole["predicted_ms"] = {name: {"step": step} for name, step in (("loop", 70.04), ("ttt", 9.0), ("train", 50.0))}
+    whole["predicted_windows_per_second"] = {"score": 2345.6}
+    whole["predicted_run"] = {"scoring_seconds": 59.9}
+    assert runs_table([whole]).splitlines()[-1] == "| `record_10l` | 50.0, 70.0 |  | 2,346 | 60 |"
+
+
 @needs_cuda_build
 @pytest.mark.slow
 def test_the_whole(tmp_path: Path) -> None:
@@ -139,7 +150,7 @@ def test_the_whole(tmp_path: Path) -> None:
         for program in parts.values():
             assert program["launches"] >= program["kernels"] > 0
             assert program["attention_calls"] == 1
-            assert program["launches_without_bytes"] == 0
+            assert all(kernel["bytes"] > 0 for kernel in program["by_kernel"])
             assert all(kernel["instructions"]["all"] > 0 for kernel in program["by_kernel"])
     forward, backward = passes["train"].values()
     assert backward["products"] == 2 * forward["products"]  # each product has two factors

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_program.eager import Call, CallCounter, count_update, fits_fast_path
+from benchmarks.gpu_program.eager import Call, CallCounter, count_update, count_update_on_scored, fits_fast_path
 from benchmarks.gpu_program.fake_cuda import move
 from benchmarks.gpu_program.workload import Workload
 from components.muon import orthogonalize
@@ -85,3 +85,20 @@ def test_the_records_update(overlay: tuple[str, ...]) -> None:
     # 24, and gets the others' in bfloat16.
     shares = 3 * (512 * 512 + 256 * 512 + 512 * 1536) + 512 * 128
     assert gathered == 2 * 7 * shares
+
+
+def test_the_update_of_training_on_what_was_scored() -> None:
+    workload = Workload([ROOT / "configs" / "record_sp8192_ttt.yaml"])
+    network, mode = workload.network(), FakeTensorMode(allow_non_fake_inputs=True)
+    move(network, mode, "cpu")
+    assert workload.training_on_scored is not None
+    calls = {call["name"]: call for call in count_update_on_scored(network, mode, workload.training_on_scored)}
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert calls["aten.cat.default"]["bytes"] == 2 * size
+    # Momentum decays, takes the gradients, and is taken from the weights; clipping scales the gradients.
+    assert {name: calls[name]["calls"] for name in calls if "_foreach_" in name} == {
+        "aten._foreach_norm.Scalar": 1,
+        "aten._foreach_mul_.Tensor": 1,
+        "aten._foreach_mul_.Scalar": 1,
+        "aten._foreach_add_.List": 2,
+    }
