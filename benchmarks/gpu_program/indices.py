@@ -41,8 +41,6 @@ class Digit:
     def cut(self, edges: Iterable[int]) -> list[Digit]:
         """The digits between its ends and those of ``edges`` that lie between them, the lowest first."""
         ends = [self.low, *sorted(edge for edge in edges if self.low < edge < self.high), self.high]
-        for low, high in itertools.pairwise(ends):
-            assert high % low == 0, f"{self.variable} is divided by {low} and by {high}, which is no multiple of it"
         return [Digit(self.variable, low, high) for low, high in itertools.pairwise(ends)]
 
 
@@ -94,6 +92,9 @@ def refined(affines: Sequence[Affine]) -> list[Affine]:
     for affine in affines:
         for digit in affine.factors:
             edges[digit.variable] |= {digit.low, digit.high}
+    for variable, found in edges.items():
+        for low, high in itertools.pairwise(sorted(found)):
+            assert high % low == 0, f"{variable} is divided by {low} and by {high}, which is no multiple of it"
     result = []
     for affine in affines:
         total = Affine(affine.constant)

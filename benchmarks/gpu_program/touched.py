@@ -108,6 +108,7 @@ def bytes_touched(source: str) -> int:
     reader = _Reader(buffers)
     for statement in kernel.body:
         reader.run(statement)
+    assert reader.accesses.keys() == buffers.keys(), f"never accessed: {buffers.keys() - reader.accesses.keys()}"
     return sum(
         buffers[name].itemsize * num_elements([a for a in accesses if a.writes is writes], buffers[name])
         for name, accesses in reader.accesses.items()
@@ -228,18 +229,18 @@ class _Reader:
         if name in ("tl.load", "tl.store", "tl.atomic_add"):
             return self._access(name, node)
         assert not MEMORY.search(name.rpartition(".")[2]), f"memory is addressed by {name}, which is not counted"
-        if name in ("tl.full", "tl.broadcast_to"):
-            return self.value(node.args[1 if name == "tl.full" else 0])
+        if name == "tl.full":
+            return self.value(node.args[1])
+        if name == "tl.broadcast_to":
+            return self.value(node.args[0])
         if name == "tl.program_id":
             return _data(self._whole_range("x"), Data(addresses=True))
         arguments = [self.value(argument) for argument in (*node.args, *(keyword.value for keyword in node.keywords))]
-        if isinstance(node.func, ast.Attribute) and not name.startswith(("tl.", "tl_math.", "libdevice.")):
-            of = self.value(node.func.value)
-            keeps = node.func.attr == "broadcast_to" or (
-                node.func.attr == "to" and ast.unparse(node.args[0]).startswith("tl.int")
-            )
-            return of if keeps else _data(of, *arguments)
-        return _data(*arguments)
+        if not isinstance(node.func, ast.Attribute):
+            return _data(*arguments)
+        of = self.value(node.func.value)  # a value, if this is a method of it, or a module
+        to_integer = node.func.attr == "to" and ast.unparse(node.args[0]).startswith("tl.int")
+        return of if to_integer or node.func.attr == "broadcast_to" else _data(of, *arguments)
 
     def _access(self, name: str, node: ast.Call) -> Data:
         pointer, *rest = [self.value(argument) for argument in node.args]

@@ -95,10 +95,7 @@ def test_the_update_of_training_on_what_was_scored() -> None:
     calls = {call["name"]: call for call in count_update_on_scored(network, mode, workload.training_on_scored)}
     size = 4 * sum(parameter.numel() for parameter in network.parameters())
     assert calls["aten.cat.default"]["bytes"] == 2 * size
-    # Momentum decays, takes the gradients, and is taken from the weights; clipping scales the gradients.
-    assert {name: calls[name]["calls"] for name in calls if "_foreach_" in name} == {
-        "aten._foreach_norm.Scalar": 1,
-        "aten._foreach_mul_.Tensor": 1,
-        "aten._foreach_mul_.Scalar": 1,
-        "aten._foreach_add_.List": 2,
-    }
+    # Momentum decays (read, written), takes the gradients (and another read), and is taken from the weights; clipping
+    # scales the gradients. On a CPU each parameter has its own call.
+    in_place = [call for name, call in calls.items() if "mul_" in name or "add_" in name]
+    assert sum(call["bytes"] for call in in_place) == pytest.approx((2 + 3 + 3 + 2) * size, rel=1e-4)
