@@ -124,8 +124,8 @@ class Program:
     @property
     def num_calls(self) -> int:
         """All that the host launches, each call of a library as one launch."""
-        calls = (*self.products, *self.attention, *self.others)
-        return self.launches + sum(call.calls for call in calls)
+        calls = [call.calls for call in self.products] + [call.calls for call in self.attention]
+        return self.launches + sum(calls) + sum(call.calls for call in self.others)
 
     @property
     def bytes(self) -> int:

@@ -224,3 +224,9 @@ def test_a_sum_divides_if_its_digits_tell_how() -> None:
     assert (quotient, remainder) == (X, r)
     # An odd start lets r cross into the next row.
     assert (r + X.times(8) + Affine(1)).divided(8) is None
+
+
+def test_equality_is_not_decided_by_the_ends_of_a_range() -> None:
+    # Neither end of x - 40 is 0, but 40 is a value.
+    assert reached(X, compared(X, Affine(40), operator.eq)).tolist() == [[40, 41]]
+    assert reached(X, compared(X, Affine(40), operator.ne)).tolist() == [[0, 40], [41, 96]]
