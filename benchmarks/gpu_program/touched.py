@@ -1,7 +1,8 @@
 """How many bytes a Triton kernel reads and writes, from the addresses in its source.
 
 Inductor's own estimate counts some buffers as a whole of which a kernel touches a slice. Here an element counts once
-however often a kernel reads it, and once more if it is written, as if caches kept all that one launch reads again.
+however often a kernel reads it, and once more if it is written, as if caches kept all that one launch reads again. What
+it has just written it also reads from them.
 """
 
 from __future__ import annotations
@@ -250,10 +251,11 @@ class _Reader:
         assert isinstance(pointer, Pointer), f"no pointer to be followed: {ast.unparse(node)}"
         offset = pointer.offset
         assert isinstance(offset, Affine) or offset.addresses, f"no address to be followed: {ast.unparse(node)}"
-        if name != "tl.store":
-            self.accesses[pointer.argument].append(Access(offset, where, writes=False))
+        accesses, write = self.accesses[pointer.argument], Access(offset, where, writes=True)
+        if name != "tl.store" and write not in accesses:
+            accesses.append(Access(offset, where, writes=False))
         if name != "tl.load":
-            self.accesses[pointer.argument].append(Access(offset, where, writes=True))
+            accesses.append(write)
         return Data(_digits(offset) | _digits(where), addresses=True)
 
 

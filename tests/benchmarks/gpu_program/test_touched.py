@@ -121,6 +121,11 @@ def test_a_write_in_place_counts_twice() -> None:
     assert bytes_touched(kernel(24, reused, in_out_ptr0=f32(24))) == 24 * 4
 
 
+def test_what_a_kernel_wrote_it_reads_from_a_cache() -> None:
+    body = "tl.store(out_ptr0 + (x2), 1.0, xmask)\ntmp0 = tl.load(out_ptr0 + (x2), xmask)"
+    assert bytes_touched(kernel(24, body, out_ptr0=f32(24))) == 24 * 4
+
+
 def test_partial_sums_fill_their_workspace() -> None:
     body = "tl.store(ws_ptr + (tl.program_id(0) + 0 * tl.num_programs(0)) * 6 + x0, 1.0, xmask)"
     assert bytes_touched(kernel(24, body, ws_ptr="(12,), (1,), dtype=torch.float32)")) == 12 * 4
