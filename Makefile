@@ -62,7 +62,7 @@ $(GPU_READY): requirements-gpu.txt
 gpu-program: $(GPU_READY) ## what an H100 would run for CONFIG (default: the record's), predicted without a GPU
 	@.venv-gpu/bin/python -m benchmarks.gpu_program $(if $(CONFIG),--config $(CONFIG))
 
-gpu-programs: $(GPU_READY) $(READY) ## the same for every rung, two at a time, and the README's chart (under an hour)
+gpu-programs: $(GPU_READY) $(READY) ## the same for every rung, two at a time, and the chart (10 to 30 minutes)
 	@printf 'configs/%s.yaml\n' $(RUNGS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 \
 	  .venv-gpu/bin/python -m benchmarks.gpu_program --config >/dev/null
 	@$(BIN)/python -m docs.step $(RUNGS:%=benchmarks/results/gpu_program-%.json)

@@ -14,7 +14,15 @@ from benchmarks.gpu_program.captured import ROOT, captured
 from benchmarks.gpu_program.chips import CHIPS, Backend
 from benchmarks.gpu_program.prediction import predict_run, predict_step, predict_windows
 from benchmarks.gpu_program.program import Program, read_program
-from benchmarks.gpu_program.report import VERSION, comparison, kernels_table, programs_table, step_table, summarize
+from benchmarks.gpu_program.report import (
+    VERSION,
+    as_json,
+    comparison,
+    kernels_table,
+    programs_table,
+    step_table,
+    summarize,
+)
 from benchmarks.gpu_program.workload import PASSES, Workload
 from components.command import run_command
 from components.errors import UserError
@@ -148,7 +156,7 @@ def main(arguments: Sequence[str]) -> None:
     if before:
         print(f"\n{comparison(before, result)}")
     out = args.out or RESULTS / f"gpu_program-{workload.name}.json"
-    write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(out, as_json(result).encode())
     print(f"written to {out}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +71,15 @@ def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
             for product in sorted(program.products, key=lambda p: -p.calls * p.operations)
         ],
     }
+
+
+def as_json(result: Mapping[str, Any]) -> str:
+    """A result as a file's text, with each innermost object, such as a kernel, in one line."""
+    indented = json.dumps(result, indent=1)
+    return (
+        re.sub(r"\{\n([^{}]*?)\n\s*\}", lambda found: "{" + re.sub(r"\n\s*", " ", found[1]).strip() + "}", indented)
+        + "\n"
+    )
 
 
 def programs_table(passes: Mapping[str, Mapping[str, Any]]) -> str:

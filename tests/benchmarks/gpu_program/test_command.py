@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu_program.__main__ import main, measure, parse, show
 from benchmarks.gpu_program.captured import check_build
-from benchmarks.gpu_program.report import PARTS, comparison
+from benchmarks.gpu_program.report import PARTS, as_json, comparison
 from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
@@ -88,7 +88,10 @@ def test_a_result_says_what_the_program_is(capsys: pytest.CaptureFixture[str]) -
     assert forward["launches_with_trigonometry"] == 2
     assert forward["gigabytes"] == pytest.approx((2 * 204_472_352 + 305_668_100) / 1e9, rel=1e-3)
     assert forward["ms"]["products_at_ceiling"] == pytest.approx(10 * 0.196, rel=0.01)  # 155 GFLOP at 790 TFLOP/s
-    assert json.loads(json.dumps(whole)) == whole
+    text = as_json(whole)
+    assert json.loads(text) == whole
+    assert max(len(line) for line in text.splitlines()) < 500
+    assert sum('"launches": 2' in line and '"name": "triton_poi' in line for line in text.splitlines()) == 3
     show(whole)
     text = capsys.readouterr().out
     assert "all times are predictions" in text
