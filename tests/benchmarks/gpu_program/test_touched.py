@@ -110,6 +110,8 @@ def test_a_broadcast_row_counts_once() -> None:
 def test_a_gather_counts_its_accesses_or_the_table(rows: int, gathered: int) -> None:
     body = "tmp0 = tl.load(in_ptr0 + (x1), xmask)\ntmp1 = tl.load(in_ptr1 + (x0 + 6*tmp0), xmask)"
     assert bytes_touched(kernel(24, body, in_ptr0=i64(4), in_ptr1=f32(rows, 6))) == 4 * 8 + gathered * 4
+    one_row = f"({rows}, 6), (0, 1), dtype=torch.float32)"
+    assert bytes_touched(kernel(24, body, in_ptr0=i64(4), in_ptr1=one_row)) == 4 * 8 + 6 * 4
 
 
 def test_a_write_in_place_counts_twice() -> None:
@@ -235,3 +237,10 @@ def test_equality_is_not_decided_by_the_ends_of_a_range() -> None:
     # Neither end of x - 40 is 0, but 40 is a value.
     assert reached(X, compared(X, Affine(40), operator.eq)).tolist() == [[40, 41]]
     assert reached(X, compared(X, Affine(40), operator.ne)).tolist() == [[0, 40], [41, 96]]
+
+
+def test_pieces_of_unequal_length_keep_their_gaps() -> None:
+    # {0, 1, 3}, again 2 and 4 further on: 6 stays out.
+    rest, lowest = parts(4)
+    middle = parts(3, rest)[1]
+    assert reached(lowest + middle.times(2), compared(lowest, Affine(2), operator.ne)).tolist() == [[0, 6], [7, 8]]
