@@ -35,6 +35,20 @@ def test_a_rung_with_a_loop() -> None:
     assert [rung.describe(name).looping for name in ("train", "loop", "qat", "score")] == [False, True, True, True]
 
 
+def test_a_rung_that_trains_on_what_it_scores() -> None:
+    rung = workload("record_sp8192_ttt")
+    assert rung.passes == ["train", "loop", "val", "score", "ttt"]
+    # A chunk of 32,768 targets is 16 sequences, fewer than a batch may have; each of 8 ranks takes 2.
+    assert rung.describe("ttt") == Pass("ttt", 2, 2048, 2048, looping=True)
+    assert rung.describe("ttt").is_training
+    assert rung.num_test_steps == 3 * (-(-40_542_207 // 32_768) - 1)
+    plain = workload("record_sp8192_loop")
+    assert "ttt" not in plain.passes
+    assert plain.num_test_steps == 0
+    with pytest.raises(UserError, match="record_sp8192_loop does not train"):
+        plain.describe("ttt")
+
+
 def test_overlays_override() -> None:
     one = workload("record_10l", "one_gpu")
     assert one.name == "record_10l+one_gpu"
