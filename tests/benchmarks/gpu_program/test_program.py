@@ -70,7 +70,7 @@ def test_a_kernel_of_the_project_s_own_is_a_product_and_not_one_of_the_compiler_
     program = read_program(launched, [call])
     assert program.kernels == read_kernels(SAMPLE)
     assert program.products == (Product((6, 4, 3), 1, 2 * 6 * 4 * 3, 100),)
-    assert program.other_bytes == 0
+    assert not program.others
 
 
 def attended(queries: int, keys: int) -> int:
