@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GPU_READY := .venv-gpu/.ready
 BENCHMARKS := $(filter-out __init__ common demo_curve,$(basename $(notdir $(wildcard benchmarks/*.py))))
+RUNGS := record_10l record_11l_ema record_sp4096 record_sp8192_loop record_sp8192_ttt record_sp8192_gates
 
 # Waiting threads yield their core. With spinning, two threads took five times as long on two cores that another
 # process also used.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-record test test-slow rehearsal lint format bench gpu-program gpu-check tensorboard \
-        clean
+.PHONY: help setup demo demo-record test test-slow rehearsal lint format bench gpu-program gpu-programs gpu-check \
+        tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,11 @@ $(GPU_READY): requirements-gpu.txt
 
 gpu-program: $(GPU_READY) ## what an H100 would run for CONFIG (default: the record's), predicted without a GPU
 	@.venv-gpu/bin/python -m benchmarks.gpu_program $(if $(CONFIG),--config $(CONFIG))
+
+gpu-programs: $(GPU_READY) $(READY) ## the same for every rung, two at a time, and the chart (10 to 30 minutes)
+	@printf 'configs/%s.yaml\n' $(RUNGS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 \
+	  .venv-gpu/bin/python -m benchmarks.gpu_program --config >/dev/null
+	@$(BIN)/python -m docs.step $(RUNGS:%=benchmarks/results/gpu_program-%.json)
 
 gpu-check: $(READY) ## what must hold on a GPU, and a step beside its prediction (under 8 minutes; GOLDEN, DATA, TOKENIZER)
 	@$(BIN)/python -m benchmarks.gpu_check $(if $(GOLDEN),--golden $(GOLDEN)) $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))

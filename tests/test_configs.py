@@ -16,7 +16,7 @@ from tests.support import ROOT
 CONFIGS = ROOT / "configs"
 RUNGS = ("record_11l_ema", "record_sp4096", "record_sp8192_loop", "record_sp8192_ttt", "record_sp8192_gates")
 COMPLETE = ("record_10l", *RUNGS)
-OVERLAYS = ("demo", "one_gpu", "cpu", "laptop", "tiny")
+OVERLAYS = ("demo", "one_gpu", "cpu", "laptop", "fused_mlp", "tiny")
 TINY_RUNGS = tuple(f"tiny_{name}" for name in RUNGS)
 # Not hyperparameters: options that belong to one command.
 COMMAND_OPTIONS = {"ckpt_path", "weights_only", "artifact"}
@@ -190,7 +190,10 @@ def test_the_record_run_is_the_recipe(capsys: pytest.CaptureFixture[str]) -> Non
     parsed = dict(leaves(parse(capsys, "fit", "record_10l")))
     assert {name: parsed[name] for name in RECIPE} == RECIPE
     settings = {name for name in parsed if name.split(".")[0] in ("model", "schedule", "averaging", "late_qat")}
-    assert settings - RECIPE.keys() == {"model.compile"}  # no setting of the recipe's parts is forgotten here
+    assert settings - RECIPE.keys() == {
+        "model.compile",
+        "model.fused_mlp",
+    }  # no setting of the recipe's parts is forgotten here
 
 
 def test_the_record_run_compiles_and_is_ddp() -> None:

@@ -14,7 +14,15 @@ from benchmarks.gpu_program.captured import ROOT, captured
 from benchmarks.gpu_program.chips import CHIPS, Backend
 from benchmarks.gpu_program.prediction import predict_run, predict_step, predict_windows
 from benchmarks.gpu_program.program import Program, read_program
-from benchmarks.gpu_program.report import comparison, kernels_table, programs_table, step_table, summarize
+from benchmarks.gpu_program.report import (
+    VERSION,
+    as_json,
+    comparison,
+    kernels_table,
+    programs_table,
+    step_table,
+    summarize,
+)
 from benchmarks.gpu_program.workload import PASSES, Workload
 from components.command import run_command
 from components.errors import UserError
@@ -61,10 +69,16 @@ def measure(args: argparse.Namespace, workload: Workload, capture: dict[str, Any
     for name, parts in programs.items():
         shapes = workload.describe(name)
         if shapes.is_training:
-            steps[name] = predict_step(parts, capture["update"], workload, chip, backend)
+            is_run = name != "ttt"
+            num_batches, update = (
+                (workload.micro_batches if is_run else 1),
+                capture["updates"]["train" if is_run else name],
+            )
+            steps[name] = predict_step(parts, num_batches, update, workload, chip, backend)
         else:
             windows[name] = predict_windows(parts, shapes.num_sequences, chip, backend)
     result: dict[str, Any] = {
+        "version": VERSION,
         "config": workload.name,
         "chip": args.chip,
         "attention": backend,
@@ -73,7 +87,7 @@ def measure(args: argparse.Namespace, workload: Workload, capture: dict[str, Any
             name: {part: summarize(program, chip, backend) for part, program in parts.items()}
             for name, parts in programs.items()
         },
-        "update": capture["update"],
+        "updates": capture["updates"],
         "predicted_ms": steps,
         "predicted_windows_per_second": windows,
         "predicted_run": predict_run(steps, windows, workload),
@@ -107,7 +121,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """An earlier result.
 
     Raises:
-        UserError: It is none.
+        UserError: It is none, or counts otherwise than this version.
     """
     try:
         result = json.loads(file.read_text())
@@ -115,6 +129,11 @@ def read_result(file: Path) -> dict[str, Any]:
             raise ValueError
     except ValueError as error:
         raise UserError(f"--against {file} is no result of this command; give a gpu_program-*.json.") from error
+    if result.get("version") != VERSION:
+        raise UserError(
+            f"--against {file} is from another version of this command, which counted bytes in another way; make it "
+            "again, or compare with another."
+        )
     return dict(result)
 
 
@@ -124,6 +143,8 @@ def main(arguments: Sequence[str]) -> None:
     before = read_result(args.against) if args.against else None
     workload = Workload(args.config)
     passes = args.passes or workload.passes
+    for name in passes:
+        workload.describe(name)  # rejects what the run does not have
     capture = captured(args.config, passes, args.chip, args.attention, args.sass)
     result = measure(args, workload, capture)
     if args.code:
@@ -135,7 +156,7 @@ def main(arguments: Sequence[str]) -> None:
     if before:
         print(f"\n{comparison(before, result)}")
     out = args.out or RESULTS / f"gpu_program-{workload.name}.json"
-    write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(out, as_json(result).encode())
     print(f"written to {out}")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import types
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from torch import nn
 
 from benchmarks.gpu_program import fake_cuda
 from benchmarks.gpu_program.chips import CHIPS
-from benchmarks.gpu_program.eager import count_update
+from benchmarks.gpu_program.eager import count_update, count_update_on_scored
 from benchmarks.gpu_program.machine_code import count_instructions
 from benchmarks.gpu_program.workload import Pass, Workload
 from components.gpt import GPT
@@ -33,13 +34,13 @@ class CompiledError(Exception):
 
 
 def configure() -> None:
-    """Set the compiler up: nothing cached, one process, byte counts written, the backward pass at once."""
+    """Set the compiler up: nothing cached, one process, a kernel's arguments shown, the backward pass at once."""
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
 
     inductor_config.force_disable_caches = True
     inductor_config.compile_threads = 1
-    inductor_config.benchmark_kernel = True  # writes the compiler's estimate of a kernel's bytes beside it
+    inductor_config.benchmark_kernel = True  # writes the shapes and types of a kernel's arguments beside it
     inductor_config.benchmark_harness = False
     functorch_config.force_non_lazy_backward_lowering = True
 
@@ -48,6 +49,7 @@ def configure() -> None:
 def generated() -> Iterator[list[dict[str, Any]]]:
     """Collect each graph's code and its calls of libraries, instead of loading the code."""
     from torch._inductor.graph import GraphLowering
+    from torch._inductor.ir import MultiOutput
     from torch._inductor.scheduler import ExternKernelSchedulerNode
 
     programs: list[dict[str, Any]] = []
@@ -55,7 +57,9 @@ def generated() -> Iterator[list[dict[str, Any]]]:
     def keep(graph: GraphLowering) -> types.ModuleType:
         code, _ = graph.codegen()
         calls = [node for node in graph.scheduler.nodes if isinstance(node, ExternKernelSchedulerNode)]
-        programs.append({"code": code.value, "externs": [describe(node) for node in calls]})
+        # One output of a call with several is a node too, and launches nothing.
+        kernels = [node.node for node in calls if not isinstance(node.node, MultiOutput)]
+        programs.append({"code": code.value, "externs": [describe(kernel) for kernel in kernels]})
         module = types.ModuleType("generated")
         module.__file__ = "/dev/null"
         module.call = lambda args: [None] * 1000  # type: ignore[attr-defined]
@@ -101,22 +105,44 @@ def keep_from_the_device() -> None:
         setattr(module, name, lambda *args, **kwargs: None)
 
 
-def describe(node: Any) -> dict[str, Any]:
-    """A call of a library: its name, its tensors' shapes, and the bytes that it reads and writes."""
-    kernel = node.node
+def describe(kernel: Any) -> dict[str, Any]:
+    """A call of a library or of our own kernel: its name, its tensors' shapes, and the bytes that it reads and writes.
 
-    def shape(buffer: Any) -> list[int] | None:
-        try:
-            return [int(size) for size in buffer.get_size()]
-        except (AttributeError, NotImplementedError):
-            return None  # a call with several outputs is no tensor itself
-
-    name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
+    The bytes are those of its tensors as it is given them. A call with several outputs is no tensor itself: its
+    outputs are left out.
+    """
+    inputs = [tensor for tensor in kernel.inputs if not isinstance(tensor, (list, tuple))]
     return {
-        "name": str(name),
-        "inputs": [shape(tensor) for tensor in kernel.inputs if not isinstance(tensor, (list, tuple))],
-        "bytes": int(node.get_read_write_buffers_sizes()),
+        "name": _name(kernel),
+        "inputs": [_shape(tensor) for tensor in inputs],
+        "bytes": sum(map(_bytes, (*inputs, kernel))),
     }
+
+
+def _name(kernel: Any) -> str:
+    """The operator's, or for a kernel of our own its function's."""
+    from torch._inductor.ir import UserDefinedTritonKernel
+
+    if isinstance(kernel, UserDefinedTritonKernel):
+        function: Any = kernel.get_kernel_and_metadata()[0]
+        return str(function.__name__)
+    return str(getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None))
+
+
+def _shape(tensor: Any) -> list[int] | None:
+    try:
+        return [int(size) for size in tensor.get_size()]
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _bytes(tensor: Any) -> int:
+    shape = _shape(tensor)
+    if shape is None:
+        return 0
+    strides = map(int, tensor.get_stride())
+    elements = math.prod(size for size, stride in zip(shape, strides, strict=True) if stride)
+    return elements * int(tensor.get_dtype().itemsize)
 
 
 def compile_pass(network: GPT, mode: Any, shapes: Pass) -> dict[str, Any]:
@@ -176,11 +202,14 @@ def main(request_file: Path, out: Path) -> None:
             print(f"compiling {name} to machine code", file=sys.stderr, flush=True)
             codes = {part: program["code"] for part, program in parts.items()}
             instructions[name] = {part: count_instructions(code, chip, out.parent) for part, code in codes.items()}
-    update = count_update(network, mode, workload)
+    updates = {"train": count_update(network, mode, workload)}
+    if "ttt" in passes and workload.training_on_scored:
+        updates["ttt"] = count_update_on_scored(network, mode, workload.training_on_scored)
     import triton
 
     versions = {"torch": torch.__version__, "triton": triton.__version__}
-    out.write_text(json.dumps({"passes": passes, "instructions": instructions, "update": update, "versions": versions}))
+    result = {"passes": passes, "instructions": instructions, "updates": updates, "versions": versions}
+    out.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.gpu_program.workload import Workload
+from benchmarks.gpu_program.workload import TrainingOnScored, Workload
 from components.gpt import GPT
 from components.optimizer import build_optimizer
 
@@ -157,13 +157,39 @@ def ranks(num_ranks: int) -> Iterator[None]:
 
 def count_update(network: GPT, mode: Any, workload: Workload) -> list[dict[str, Any]]:
     """Calls of clipping and the optimizers in a steady step of a network on the fake device."""
-    with mode, fakes_in_lists(), ranks(workload.num_ranks):
+    with mode, ranks(workload.num_ranks):
         optimizer = build_optimizer(network, workload.optimizer_config())
-        counter = CallCounter()
-        for counting in (contextlib.nullcontext(), counter):  # the first step makes the optimizers' state
+
+        def update() -> None:
+            nn.utils.clip_grad_norm_(network.parameters(), workload.clip)
+            optimizer.step()
+
+        return _counted_steadily(network, update)
+
+
+def count_update_on_scored(network: GPT, mode: Any, training: TrainingOnScored) -> list[dict[str, Any]]:
+    """Calls between the backward pass and the next step when a scorer trains: `ScoreFirstTraining`'s own.
+
+    The sum of the gradients over the ranks is left out; what lays them out for it is in.
+    """
+    with mode:
+        optimizer = torch.optim.SGD(network.parameters(), lr=training.lr, momentum=training.momentum)
+
+        def update() -> None:
+            torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+
+        return _counted_steadily(network, update)
+
+
+def _counted_steadily(network: nn.Module, update: Callable[[], None]) -> list[dict[str, Any]]:
+    """Calls of an optimizer's second step: the first makes its state."""
+    counter = CallCounter()
+    with fakes_in_lists():
+        for counting in (contextlib.nullcontext(), counter):
             for parameter in network.parameters():
                 parameter.grad = torch.empty_like(parameter)
             with counting:
-                nn.utils.clip_grad_norm_(network.parameters(), workload.clip)
-                optimizer.step()
+                update()
     return [asdict(call) for call in counter.calls.values()]

@@ -9,14 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.gpu_program.touched import bytes_touched
+
 KERNEL = re.compile(r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)'''", re.MULTILINE | re.DOTALL)
 LAUNCH = re.compile(r"^\s+(\w+)\.run\(", re.MULTILINE)
-ESTIMATED_GB = re.compile(r"'kernel_num_gb': ([0-9.e+-]+)")
+PARTIAL_SUMS = re.compile(r"^\s+\w+ = workspace_\d+\[.*?\]\.view\((\d+), (\d+)\)\.sum\(dim=0\)", re.MULTILINE)
+"""A sum over what the blocks of a kernel left, which Inductor leaves to torch; float32 [blocks, columns]."""
+
 SIZE = re.compile(r"^    (?:x|y|z|r\d+_)numel = (\d+)$", re.MULTILINE)
 FLOAT64 = re.compile(r"tl\.float64|\*fp64")
 TRIGONOMETRY = re.compile(r"(?:tl_math|libdevice)\.(?:cos|sin)\(")
 POWER = re.compile(r"libdevice\.pow\(")
-PRODUCT = re.compile(r"\b(?:mm|bmm|addmm|baddbmm)\b")
+PRODUCT = re.compile(r"(?:\b|_)mm\b|\b(?:bmm|addmm|baddbmm)\b")
+OWN = "custom_kernel=True"
+"""What marks a kernel of the project's own, which is among the calls of libraries."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Kernel:
     Args:
         name: Inductor's name, which lists what it fuses.
         launches: How often the program launches it.
-        bytes: What a launch reads and writes by Inductor's estimate, in which a slice of a buffer counts as all of it.
+        bytes: What a launch reads and writes; of a slice, what is in it.
         elements: Elements that a launch goes through, reduced ones included.
         trigonometry: Sines and cosines computed for each element.
         powers: Powers with a variable exponent computed for each element.
@@ -46,7 +52,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Product:
-    """Calls of a library's matrix product, all of one shape.
+    """Calls of a matrix product of a library or of the project's own, all of one shape.
 
     Args:
         shape: Rows, summed dimension and columns.
@@ -77,6 +83,21 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Other:
+    """Calls of any other operator of a library, all alike.
+
+    Args:
+        name: The operator.
+        calls: How often it is called.
+        bytes: What a call reads and writes.
+    """
+
+    name: str
+    calls: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Program:
     """One graph's program.
 
@@ -84,13 +105,13 @@ class Program:
         kernels: Its Triton kernels.
         products: Its matrix products.
         attention: Its calls of attention.
-        other_bytes: What its other calls of libraries read and write.
+        others: Its other calls of libraries.
     """
 
     kernels: tuple[Kernel, ...]
     products: tuple[Product, ...]
     attention: tuple[Attention, ...]
-    other_bytes: int
+    others: tuple[Other, ...]
 
     @property
     def launches(self) -> int:
@@ -103,40 +124,50 @@ class Program:
         return sum(product.calls for product in self.products)
 
     @property
+    def num_calls(self) -> int:
+        """All that the host launches, each call of a library as one launch."""
+        calls = [call.calls for call in self.products] + [call.calls for call in self.attention]
+        return self.launches + sum(calls) + sum(call.calls for call in self.others)
+
+    @property
     def bytes(self) -> int:
-        """Bytes that the Triton kernels read and write."""
-        return sum(kernel.launches * kernel.bytes for kernel in self.kernels)
+        """Bytes that the Triton kernels and the other calls read and write."""
+        kernels = sum(kernel.launches * kernel.bytes for kernel in self.kernels)
+        return kernels + sum(other.calls * other.bytes for other in self.others)
 
 
 def read_program(code: str, externs: Sequence[Mapping[str, Any]]) -> Program:
     """The program in generated code, with its calls of libraries as ``compiler.describe`` gives them."""
     products = Counter(_product(op) for op in externs if PRODUCT.search(op["name"]))
     attention = Counter(_attention(op) for op in externs if "attention" in op["name"])
-    others = [op for op in externs if not PRODUCT.search(op["name"]) and "attention" not in op["name"]]
+    others = Counter(
+        (op["name"], op["bytes"]) for op in externs if not PRODUCT.search(op["name"]) and "attention" not in op["name"]
+    )
+    for rows, columns in PARTIAL_SUMS.findall(code):
+        others["sum of partial sums", 4 * (int(rows) + 1) * int(columns)] += 1
     return Program(
         kernels=read_kernels(code),
         products=tuple(Product(shape, calls, *costs) for (shape, *costs), calls in products.items()),
         attention=tuple(Attention(backward, calls, cost) for (backward, cost), calls in attention.items()),
-        other_bytes=sum(op["bytes"] for op in others),
+        others=tuple(Other(name, calls, num_bytes) for (name, num_bytes), calls in others.items()),
     )
 
 
 def read_kernels(code: str) -> tuple[Kernel, ...]:
-    """The Triton kernels of generated code, in the order of their first launch."""
+    """The Triton kernels that the compiler generated, in the order of their first launch."""
     # A kernel's own source holds an example launch, so launches are looked for behind the last kernel.
     launches = Counter(LAUNCH.findall(code[code.rindex("async_compile.wait(") :]))
     sources = dict(KERNEL.findall(code))
     unknown = launches.keys() - sources.keys()
     assert not unknown, f"launched, but not defined as generated kernels are: {sorted(unknown)}"
-    return tuple(_kernel(name, sources[name], count) for name, count in launches.items())
+    return tuple(_kernel(name, sources[name], count) for name, count in launches.items() if OWN not in sources[name])
 
 
 def _kernel(name: str, source: str, launches: int) -> Kernel:
-    estimate = ESTIMATED_GB.search(source)
     return Kernel(
         name=name,
         launches=launches,
-        bytes=round(1e9 * float(estimate[1])) if estimate else 0,
+        bytes=bytes_touched(source),
         elements=math.prod(map(int, SIZE.findall(source))),
         trigonometry=len(TRIGONOMETRY.findall(source)),
         powers=len(POWER.findall(source)),

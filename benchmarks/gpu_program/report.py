@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,9 @@ from benchmarks.common import table
 from benchmarks.gpu_program.chips import Backend, Chip
 from benchmarks.gpu_program.program import Program
 from benchmarks.gpu_program.roofline import kernel_seconds, product_seconds, program_times
+
+VERSION = 2
+"""Of a result: what its figures count. Version 1 counted a slice of a buffer as the whole of it."""
 
 TOP = 12
 """Kernels that the text lists."""
@@ -34,10 +39,10 @@ def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
         "kernels": len(program.kernels),
         "products": program.num_products,
         "attention_calls": sum(call.calls for call in program.attention),
-        "gigabytes": (program.bytes + program.other_bytes) / 1e9,
+        "other_calls": sum(call.calls for call in program.others),
+        "gigabytes": program.bytes / 1e9,
         "launches_with_trigonometry": sum(k.launches for k in program.kernels if k.trigonometry),
         "launches_with_float64": sum(k.launches for k in program.kernels if k.float64),
-        "launches_without_bytes": sum(k.launches for k in program.kernels if not k.bytes),
         "ms": {
             "products": 1e3 * times.products,
             "products_at_ceiling": 1e3 * ceiling.products,
@@ -66,6 +71,15 @@ def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
             for product in sorted(program.products, key=lambda p: -p.calls * p.operations)
         ],
     }
+
+
+def as_json(result: Mapping[str, Any]) -> str:
+    """A result as a file's text, with each innermost object, such as a kernel, in one line."""
+    indented = json.dumps(result, indent=1)
+    return (
+        re.sub(r"\{\n([^{}]*?)\n\s*\}", lambda found: "{" + re.sub(r"\n\s*", " ", found[1]).strip() + "}", indented)
+        + "\n"
+    )
 
 
 def programs_table(passes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -136,7 +150,9 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
                     (f"{name} {part}, {key.replace('_', ' ')}", old[key], new[key], f"{new[key] - old[key]:+d}")
                 )
             rows.append(_changed(f"{name} {part}, GB", old["gigabytes"], new["gigabytes"]))
-    old_launches, new_launches = (sum(call["launches"] for call in result["update"]) for result in (before, after))
+    old_launches, new_launches = (
+        sum(call["launches"] for call in result["updates"]["train"]) for result in (before, after)
+    )
     change = f"{new_launches - old_launches:+d}"
     rows.append(("clipping and optimizers, launches", old_launches, new_launches, change))
     for name, step in after["predicted_ms"].items():

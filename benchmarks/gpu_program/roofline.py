@@ -22,7 +22,7 @@ class Times:
     Args:
         products: Matrix products.
         attention: Attention, at its assumed rate.
-        elementwise: Generated kernels, by their bytes.
+        elementwise: Generated kernels and other calls of libraries, by their bytes.
         recomputed: Sines, cosines and powers, beyond what the same kernels take for their bytes.
     """
 
@@ -70,7 +70,8 @@ def program_times(program: Program, chip: Chip, backend: Backend, at_ceiling: bo
         attention=sum(
             a.calls * a.operations / (rate.backward if a.backward else rate.forward) for a in program.attention
         ),
-        elementwise=sum(n * by_bytes for n, by_bytes, _ in kernels) + program.other_bytes / chip.copy,
+        elementwise=sum(n * by_bytes for n, by_bytes, _ in kernels)
+        + sum(other.calls * max(LAUNCH, other.bytes / chip.copy) for other in program.others),
         recomputed=sum(n * excess for n, _, excess in kernels),
     )
 

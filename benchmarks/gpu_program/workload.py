@@ -18,8 +18,9 @@ from components.optimizer import OptimizerConfig
 from components.quantization import Quantizer
 from components.storage import StorageRule, keep_last_keys
 
-PASSES = ("train", "loop", "qat", "val", "score")
-"""Training; training with the network's loop; under late QAT; validation in whole windows; sliding-window scoring."""
+PASSES = ("train", "loop", "qat", "val", "score", "ttt")
+"""Training; training with the network's loop; under late QAT; validation in whole windows; sliding-window scoring;
+training on what was scored."""
 
 VALIDATION_IDS = {1024: 62_021_846, 4096: 45_508_608, 8192: 40_542_208}
 """Ids of the published validation split by size of the vocabulary."""
@@ -49,6 +50,17 @@ class Pass:
         return self.name not in ("val", "score")
 
 
+@dataclass(frozen=True)
+class TrainingOnScored:
+    """The settings of `ScoreFirstTraining`, whose module asks for packages that a CUDA build does without."""
+
+    chunk_tokens: int
+    epochs: int
+    lr: float
+    momentum: float
+    batch_seqs: int
+
+
 class Workload:
     """A run as its configuration files describe it.
 
@@ -72,6 +84,7 @@ class Workload:
             self.clip = self.settings["trainer"]["gradient_clip_val"]
             self.seconds = self.settings["clock"]["max_seconds"] - self.settings["clock"]["reserve_seconds"]
             self.micro_batches = self._data["train_micro_batches"] // self.num_ranks
+            self.training_on_scored = _training_on_scored(self.settings["scorer"])
             self._starts = {name: self.settings[name]["start_fraction"] for name in ("loops", "late_qat")}
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -98,11 +111,19 @@ class Workload:
     @property
     def passes(self) -> list[str]:
         """The passes of the run."""
-        return [*self.phases, "val", "score"]
+        return [*self.phases, "val", "score", *(["ttt"] if self.training_on_scored else [])]
 
     def describe(self, name: str) -> Pass:
-        """Shapes of a pass, on one rank."""
+        """Shapes of a pass, on the rank with the most to do.
+
+        Raises:
+            UserError: The run does not train on what it scores, and this is the pass that does.
+        """
         has_loop = self.network_config.num_loops > 0
+        if name == "ttt":
+            seq_len = self._scoring["seq_len"]
+            per_step = min(self._test_sequences(), self._scored().batch_seqs)
+            return Pass(name, -(-per_step // self.num_ranks), seq_len, seq_len, has_loop)
         if name in ("val", "score"):
             seq_len = self._scoring["seq_len"]
             stride = self._scoring["val_stride"] or seq_len if name == "val" else self._scoring["stride"]
@@ -111,6 +132,27 @@ class Workload:
         tokens = self._data["train_batch_tokens"] // self._data["train_micro_batches"]
         looping = has_loop and (name == "loop" or (name == "qat" and self._starts["loops"] <= self._starts["late_qat"]))
         return Pass(name, tokens // seq_len, seq_len, seq_len, looping)
+
+    def _scored(self) -> TrainingOnScored:
+        if self.training_on_scored is None:
+            raise UserError(f"{self.name} does not train on what it scores; leave ttt out of --passes.")
+        return self.training_on_scored
+
+    def _test_sequences(self) -> int:
+        """Whole sequences of a scored chunk."""
+        return self._scored().chunk_tokens // int(self._scoring["seq_len"])
+
+    @property
+    def num_test_steps(self) -> int | None:
+        """Steps of training during the final score; None where the validation split has no known size."""
+        if self.training_on_scored is None:
+            return 0
+        num_ids = VALIDATION_IDS.get(self.network_config.vocab_size)
+        if num_ids is None:
+            return None
+        num_trained = -(-(num_ids - 1) // self.training_on_scored.chunk_tokens) - 1  # not on the last chunk
+        steps_per_epoch = -(-self._test_sequences() // self.training_on_scored.batch_seqs)
+        return num_trained * self.training_on_scored.epochs * steps_per_epoch
 
     @property
     def num_windows(self) -> int | None:
@@ -121,9 +163,16 @@ class Workload:
         return 1 + -(-(num_ids - 1 - self._scoring["seq_len"]) // self._scoring["stride"])
 
     def network(self) -> GPT:
-        """The network on the meta device."""
+        """The network on the meta device.
+
+        Raises:
+            UserError: It is to be fused and cannot be.
+        """
         with torch.device("meta"):
-            return GPT(self.network_config)
+            network = GPT(self.network_config)
+        if self.settings["model"].get("fused_mlp"):
+            network.fuse_mlps()
+        return network
 
     def optimizer_config(self) -> OptimizerConfig:
         """Settings of the optimizers."""
@@ -141,6 +190,14 @@ class Workload:
         chosen = self.settings["export"]["quantizer"]
         module, _, name = chosen["class_path"].rpartition(".")
         return getattr(importlib.import_module(module), name)(**chosen.get("init_args", {}))
+
+
+def _training_on_scored(chosen: Mapping[str, Any]) -> TrainingOnScored | None:
+    """The training of a configuration's scorer, if it does any."""
+    if chosen["class_path"].rpartition(".")[2] != "ScoreFirstTraining":
+        return None
+    training = TrainingOnScored(**chosen.get("init_args", {}))
+    return training if training.epochs else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 
 from benchmarks.gpu_program.__main__ import main, measure, parse, show
 from benchmarks.gpu_program.captured import check_build
-from benchmarks.gpu_program.report import PARTS, comparison
+from benchmarks.gpu_program.report import PARTS, as_json, comparison
 from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
-from docs.step import draw_steps
-from tests.support import ROOT, run
+from docs.step import draw_steps, runs_table
+from tests.support import CUDA_PYTHON, ROOT, run
 
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
 SMALL = """
@@ -28,7 +27,6 @@ data: {train_batch_tokens: 1024, train_micro_batches: 1, train_seq_len: 256}
 scoring: {seq_len: 256, windows_per_batch: 4}
 """
 
-CUDA_PYTHON = Path(os.environ.get("GPU_PROGRAM_PYTHON", ROOT / ".venv-gpu" / "bin" / "python"))
 needs_cuda_build = pytest.mark.skipif(
     not CUDA_PYTHON.exists(),
     reason="no CUDA build of torch: make gpu-program installs one, or GPU_PROGRAM_PYTHON names its Python",
@@ -50,8 +48,10 @@ def test_a_cpu_build_is_told_what_to_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score"),
+        (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score,ttt"),
+        (["--passes", "train,ttt"], "record_10l does not train on what it scores; leave ttt out of --passes"),
         (["--against", "run.json"], "run.json is no result of this command"),
+        (["--against", "old.json"], "old.json is from another version of this command"),
     ],
 )
 def test_errors_come_before_compilation(
@@ -59,6 +59,7 @@ def test_errors_come_before_compilation(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.json").write_text('{"passes": {}}')
+    Path("old.json").write_text('{"predicted_ms": {}}')
     with pytest.raises(UserError, match=re.escape(message)):
         main(arguments)
 
@@ -71,7 +72,7 @@ def result() -> dict[str, Any]:
     capture = {
         "passes": {"train": {"forward": program, "backward": program}, "score": {"forward": program}},
         "instructions": {},
-        "update": [update],
+        "updates": {"train": [update]},
         "versions": {},
     }
     args = parse([])
@@ -85,7 +86,10 @@ def test_a_result_says_what_the_program_is(capsys: pytest.CaptureFixture[str]) -
     assert forward["launches_with_trigonometry"] == 2
     assert forward["gigabytes"] == pytest.approx((2 * 204_472_352 + 305_668_100) / 1e9, rel=1e-3)
     assert forward["ms"]["products_at_ceiling"] == pytest.approx(10 * 0.196, rel=0.01)  # 155 GFLOP at 790 TFLOP/s
-    assert json.loads(json.dumps(whole)) == whole
+    text = as_json(whole)
+    assert json.loads(text) == whole
+    assert max(len(line) for line in text.splitlines()) < 500
+    assert sum('"launches": 2' in line and '"name": "triton_poi' in line for line in text.splitlines()) == 3
     show(whole)
     text = capsys.readouterr().out
     assert "all times are predictions" in text
@@ -111,6 +115,14 @@ def test_the_chart_draws_every_part_of_a_step_once() -> None:
     drawn = draw_steps([result()]).decode()
     assert drawn.startswith("<?xml")
     assert drawn == draw_steps([result()]).decode()
+
+
+def test_the_table_of_runs_has_what_is_known() -> None:
+    whole = result()
+    whole["predicted_ms"] = {name: {"step": step} for name, step in (("loop", 70.04), ("ttt", 9.0), ("train", 50.0))}
+    whole["predicted_windows_per_second"] = {"score": 2345.6}
+    whole["predicted_run"] = {"scoring_seconds": 59.9}
+    assert runs_table([whole]).splitlines()[-1] == "| `record_10l` | 50.0, 70.0 |  | 2,346 | 60 |"
 
 
 @needs_cuda_build
@@ -139,10 +151,33 @@ def test_the_whole(tmp_path: Path) -> None:
         for program in parts.values():
             assert program["launches"] >= program["kernels"] > 0
             assert program["attention_calls"] == 1
-            assert program["launches_without_bytes"] == 0
+            assert all(kernel["bytes"] > 0 for kernel in program["by_kernel"])
             assert all(kernel["instructions"]["all"] > 0 for kernel in program["by_kernel"])
     forward, backward = passes["train"].values()
     assert backward["products"] == 2 * forward["products"]  # each product has two factors
     assert passes["qat"]["forward"]["launches_with_float64"] > forward["launches_with_float64"] == 0
     assert str(tmp_path) not in out.read_text()
     assert str(ROOT) not in out.read_text()
+
+
+@needs_cuda_build
+@pytest.mark.slow
+def test_a_fused_mlp_is_products_and_no_kernel_of_the_compiler_s(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL.replace("model: {", "model: {fused_mlp: true, "))
+    out = tmp_path / "result.json"
+    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(tmp_path / "small.yaml")]
+    ended = subprocess.run(
+        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *files, "--passes", "train,score", "--sass", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    passes = json.loads(out.read_text())["passes"]
+    # A layer's joint product, its projection and its MLP's two; the head. Each has two factors to go back to.
+    assert {part: p["products"] for part, p in passes["train"].items()} == {"forward": 5, "backward": 10}
+    assert passes["score"]["forward"]["products"] == 6  # the last layer's queries are apart
+    kernels = [kernel["name"] for parts in passes.values() for p in parts.values() for kernel in p["by_kernel"]]
+    assert all(name.startswith("triton_") and "relu" not in name for name in kernels)

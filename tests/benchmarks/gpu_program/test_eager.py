@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_program.eager import Call, CallCounter, count_update, fits_fast_path
+from benchmarks.gpu_program.eager import Call, CallCounter, count_update, count_update_on_scored, fits_fast_path
 from benchmarks.gpu_program.fake_cuda import move
 from benchmarks.gpu_program.workload import Workload
 from components.muon import orthogonalize
@@ -85,3 +85,17 @@ def test_the_records_update(overlay: tuple[str, ...]) -> None:
     # 24, and gets the others' in bfloat16.
     shares = 3 * (512 * 512 + 256 * 512 + 512 * 1536) + 512 * 128
     assert gathered == 2 * 7 * shares
+
+
+def test_the_update_of_training_on_what_was_scored() -> None:
+    workload = Workload([ROOT / "configs" / "record_sp8192_ttt.yaml"])
+    network, mode = workload.network(), FakeTensorMode(allow_non_fake_inputs=True)
+    move(network, mode, "cpu")
+    assert workload.training_on_scored is not None
+    calls = {call["name"]: call for call in count_update_on_scored(network, mode, workload.training_on_scored)}
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert calls["aten.cat.default"]["bytes"] == 2 * size
+    # Momentum decays (read, written), takes the gradients (and another read), and is taken from the weights; clipping
+    # scales the gradients. On a CPU each parameter has its own call.
+    in_place = [call for name, call in calls.items() if "mul_" in name or "add_" in name]
+    assert sum(call["bytes"] for call in in_place) == pytest.approx((2 + 3 + 3 + 2) * size, rel=1e-4)

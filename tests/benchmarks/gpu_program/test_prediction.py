@@ -16,7 +16,7 @@ CHIP = dataclasses.replace(CHIPS["H100"], attention={"cudnn": AttentionRate(1e14
 def program(seconds: float) -> Program:
     """A program that attends for so long and launches one kernel."""
     kernel = Kernel("k", 1, 0, 0, 0, 0, False, "")
-    return Program((kernel,), (), (Attention(False, 1, round(seconds * 1e14)),), 0)
+    return Program((kernel,), (), (Attention(False, 1, round(seconds * 1e14)),), ())
 
 
 def run(*names: str) -> Workload:
@@ -29,7 +29,7 @@ UPDATE[1]["gathered"] = round(CHIP.link / 1000)
 
 def test_a_step_is_the_sum_of_its_parts() -> None:
     programs = {"forward": program(0.02), "backward": program(0.04)}
-    step = predict_step(programs, UPDATE, run(), CHIP, "cudnn")
+    step = predict_step(programs, 1, UPDATE, run(), CHIP, "cudnn")
     assert step["attention"] == pytest.approx(60)
     assert step["elementwise"] == pytest.approx(2 * 1e3 * LAUNCH)
     assert step["update"] == pytest.approx(101 * 1e3 * LAUNCH)
@@ -44,14 +44,18 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
 
 
 def test_one_gpu_takes_eight_micro_batches_and_reduces_nothing() -> None:
-    eight, one = (predict_step({"forward": program(0.02)}, UPDATE, run(*o), CHIP, "cudnn") for o in ((), ("one_gpu",)))
+    programs = {"forward": program(0.02)}
+    eight, one = (
+        predict_step(programs, run(*names).micro_batches, UPDATE, run(*names), CHIP, "cudnn")
+        for names in ((), ("one_gpu",))
+    )
     assert one["attention"] == pytest.approx(8 * eight["attention"])
     assert one["update"] == eight["update"]
     assert one["all_reduce"] == 0 < eight["all_reduce"]
 
 
 def test_a_device_that_is_too_fast_waits_for_the_host() -> None:
-    step = predict_step({"forward": program(0)}, UPDATE[:1], run("one_gpu"), CHIP, "cudnn")
+    step = predict_step({"forward": program(0)}, 8, UPDATE[:1], run("one_gpu"), CHIP, "cudnn")
     assert step["step"] == pytest.approx(1e3 * HOST_LAUNCH * (100 + 8 * 2))
 
 
@@ -69,3 +73,13 @@ def test_a_run_spends_each_phase_share_on_its_own_step() -> None:
 def test_nothing_is_predicted_of_what_is_not_known() -> None:
     assert predict_run({"train": {"step": 50.0}}, {}, run()) == {}
     assert predict_run({}, {"val": 1000.0}, run()) == {}
+
+
+def test_a_score_takes_the_training_during_it_too() -> None:
+    rung = Workload([ROOT / "configs" / "record_sp8192_ttt.yaml"])
+    windows = {"score": 1000.0}
+    plain = predict_run({}, windows, Workload([ROOT / "configs" / "record_sp8192_loop.yaml"]))["scoring_seconds"]
+    assert predict_run({}, windows, rung) == {}
+    # 40,542,207 targets are 1,238 chunks; of all but the last, 16 sequences make a step in each of 3 epochs.
+    predicted = predict_run({"ttt": {"step": 10.0}}, windows, rung)
+    assert predicted["scoring_seconds"] == pytest.approx(plain + 1237 * 3 * 0.01)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_program.program import Attention, Product, read_kernels, read_program
+from benchmarks.gpu_program.program import Attention, Other, Product, read_kernels, read_program
 
 # Two kernels of the record's forward pass with two layers (torch 2.13.0), and their launches.
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
@@ -57,7 +57,20 @@ def test_products(call: dict[str, object], shape: tuple[int, int, int], operatio
     program = read_program(SAMPLE, [call, other, call])
     assert program.products == (Product(shape, 2, operations, 8), Product((2, 2, 2), 1, 16, 8))
     assert program.num_products == 3
-    assert program.other_bytes == 0
+    assert not program.others
+
+
+def test_a_kernel_of_the_project_s_own_is_a_product_and_not_one_of_the_compiler_s() -> None:
+    start = SAMPLE.index("async_compile.wait(")
+    own = (
+        "squared_relu_mm_0 = async_compile.triton('squared_relu_mm', '''\ncustom_kernel=True\n''', device_str='cuda')\n"
+    )
+    launched = SAMPLE[:start] + "\n" + own + SAMPLE[start:] + "        squared_relu_mm_0.run(a, b)\n"
+    call = extern("squared_relu_mm", [6, 3], [6, 3], [6, 4], [4, 3], num_bytes=100)  # the result and what it kept first
+    program = read_program(launched, [call])
+    assert program.kernels == read_kernels(SAMPLE)
+    assert program.products == (Product((6, 4, 3), 1, 2 * 6 * 4 * 3, 100),)
+    assert not program.others
 
 
 def attended(queries: int, keys: int) -> int:
@@ -86,8 +99,17 @@ def test_attention() -> None:
     )
 
 
-def test_other_calls_of_libraries_count_their_bytes() -> None:
-    program = read_program(SAMPLE, [extern("aten.index_put_.default", [4], num_bytes=100), extern("aten.sort", None)])
-    assert program.other_bytes == 108
+def test_other_calls_of_libraries() -> None:
+    put, sort = extern("aten.index_put_.default", [4], num_bytes=100), extern("aten.sort", None)
+    program = read_program(SAMPLE, [put, sort, put])
+    assert program.others == (Other("aten.index_put_.default", 2, 100), Other("aten.sort", 1, 8))
+    assert program.num_calls == program.launches + 3
+    assert program.bytes == sum(kernel.launches * kernel.bytes for kernel in program.kernels) + 208
     assert not program.products
     assert not program.attention
+
+
+def test_sums_of_what_blocks_left_are_calls_too() -> None:
+    line = "            buf7 = workspace_0[0 * (12) * (5) : (0 + 1) * (12) * (5)].view(12, 5).sum(dim=0).view([1, 5])\n"
+    [partial] = read_program(SAMPLE + 3 * line, []).others
+    assert (partial.calls, partial.bytes) == (3, 4 * (12 * 5 + 5))

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpu_program import chips
 from benchmarks.gpu_program.chips import CHIPS, LAUNCH, AttentionRate
-from benchmarks.gpu_program.program import Attention, Kernel, Product, Program
+from benchmarks.gpu_program.program import Attention, Kernel, Other, Product, Program
 from benchmarks.gpu_program.roofline import (
     POWER_INSTRUCTIONS,
     TRIGONOMETRY_INSTRUCTIONS,
@@ -53,12 +53,12 @@ def test_a_program_is_the_sum_of_its_calls() -> None:
         kernels=(kernel(launches=3, bytes=9 * 10**8), kernel(launches=2)),
         products=(Product((1, 1, 1), 4, 66 * 10**10, 0),),
         attention=(Attention(False, 2, 10**11), Attention(True, 1, 10**11)),
-        other_bytes=9 * 10**8,
+        others=(Other("sort", 1, 9 * 10**8), Other("sum", 3, 8)),
     )
     times = program_times(program, ROUND, "cudnn")
     assert times.products == pytest.approx(4e-3)
     assert times.attention == pytest.approx(2e-3 + 2e-3)
-    assert times.elementwise == pytest.approx(3e-3 + 2 * LAUNCH + 1e-3)
+    assert times.elementwise == pytest.approx(3e-3 + 2 * LAUNCH + 1e-3 + 3 * LAUNCH)
     assert times.recomputed == 0
     assert times.total == pytest.approx(sum(dataclasses.astuple(times)))
     assert program_times(program, ROUND, "flash").attention == pytest.approx(2e-3)

@@ -35,11 +35,35 @@ def test_a_rung_with_a_loop() -> None:
     assert [rung.describe(name).looping for name in ("train", "loop", "qat", "score")] == [False, True, True, True]
 
 
+def test_a_rung_that_trains_on_what_it_scores() -> None:
+    rung = workload("record_sp8192_ttt")
+    assert rung.passes == ["train", "loop", "val", "score", "ttt"]
+    # A chunk of 32,768 targets is 16 sequences, fewer than a batch may have; each of 8 ranks takes 2.
+    assert rung.describe("ttt") == Pass("ttt", 2, 2048, 2048, looping=True)
+    assert rung.describe("ttt").is_training
+    assert rung.num_test_steps == 3 * (-(-40_542_207 // 32_768) - 1)
+    plain = workload("record_sp8192_loop")
+    assert "ttt" not in plain.passes
+    assert plain.num_test_steps == 0
+    with pytest.raises(UserError, match="record_sp8192_loop does not train"):
+        plain.describe("ttt")
+
+
 def test_overlays_override() -> None:
     one = workload("record_10l", "one_gpu")
     assert one.name == "record_10l+one_gpu"
     assert (one.num_ranks, one.micro_batches, one.seconds) == (1, 8, 4800)
     assert one.network_config == workload("record_10l").network_config
+
+
+def test_an_overlay_fuses_the_mlps_of_a_network_whose_activation_does_not_leak() -> None:
+    mlps = [
+        [block.mlp.fused for block in workload(*names).network().blocks]
+        for names in (("record_10l",), ("record_10l", "fused_mlp"))
+    ]
+    assert mlps == [[False] * 10, [True] * 10]
+    with pytest.raises(UserError, match=r"model\.mlp_leak is 0\.5"):
+        workload("record_sp4096", "fused_mlp").network()
 
 
 @pytest.mark.parametrize("name", ["record_10l", "record_sp4096", "record_sp8192_loop"])
