@@ -46,8 +46,8 @@ class ValidationScore(Reporter):
         """Log the score."""
         assert self.score is not None
         is_fit = trainer.state.fn == TrainerFn.FITTING
-        # The trainer's own logging would add a curve of epochs, of which an endless stream has one, but it prints the
-        # table of a ``validate``. The sums already cover all ranks.
+        # In a fit the trainer's own logging would add a curve of epochs, of which an endless stream has one. The sums
+        # already cover all ranks.
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
             pl_module.log(name, value, prog_bar=True, logger=not is_fit, sync_dist=False, rank_zero_only=False)
         if is_fit and not trainer.sanity_checking:

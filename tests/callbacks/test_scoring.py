@@ -34,7 +34,7 @@ def test_a_validation_logs_its_loss_and_bits_per_byte() -> None:
     assert all(call.kwargs["sync_dist"] is False for call in module.log.call_args_list)  # of all ranks already
 
 
-def test_a_fits_validations_are_curves_and_a_validate_command_prints_its_table() -> None:
+def test_a_fits_validations_are_curves_and_a_validate_is_logged_by_the_trainer() -> None:
     logger = Mock()
     module = validate(ValidationScore(), trainer_of(loggers=[logger], global_step=5), score_of(nats=150.0))
     [call] = logger.log_metrics.call_args_list
@@ -43,7 +43,7 @@ def test_a_fits_validations_are_curves_and_a_validate_command_prints_its_table()
     assert all(call.kwargs["logger"] is False for call in module.log.call_args_list)
     validating = trainer_of(loggers=[logger], state=SimpleNamespace(fn=TrainerFn.VALIDATING))
     module = validate(ValidationScore(), validating, score_of(nats=150.0))
-    assert all(call.kwargs["logger"] is True for call in module.log.call_args_list)  # the trainer logs and prints it
+    assert all(call.kwargs["logger"] is True for call in module.log.call_args_list)
     assert len(logger.log_metrics.call_args_list) == 1
 
 
