@@ -22,6 +22,7 @@ from callbacks.history import History, Layer
 from callbacks.hyperparameters import Hyperparameters
 from callbacks.run_folder import RunFolder
 from callbacks.sample import Sample
+from callbacks.storage_costs import StorageCosts
 from callbacks.tensorboard_log import TensorBoardLog
 from command_line.bare import CodeCounter
 from command_line.helpful import HelpfulCLI
@@ -42,7 +43,7 @@ class GolfCLI(HelpfulCLI):
         config = self.config[self.subcommand]
         checkpoint = config.ckpt_path if self.subcommand == "fit" else None
         history = History(self.command, self._layers(), checkpoint and Path(checkpoint))
-        return [Sample(), Hyperparameters(self._whole_config()), Dashboard(), history]
+        return [Sample(), Hyperparameters(self._whole_config()), StorageCosts(), Dashboard(), history]
 
     def loggers(self, folder: RunFolder) -> list[Logger]:
         """TensorBoard's log, in the run's folder."""

@@ -11,6 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped] # stubs would be one more thing to install
 from jsonargparse import lazy_instance
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -25,7 +26,7 @@ from callbacks.export import Export
 from callbacks.late_qat import LateQAT
 from callbacks.loops import Loops
 from callbacks.monitor import Monitor
-from callbacks.progress import BudgetProgressBar, ProgressLines, is_terminal
+from callbacks.progress import ProgressLines
 from callbacks.ranks import Ranks, replace_observer, separate_restarts
 from callbacks.run_folder import RunFolder, checkpoint_of_launch, is_restarted, last_checkpoint
 from callbacks.run_log import RunLog
@@ -82,6 +83,10 @@ class BareCLI(LightningCLI):
     def observers(self) -> list[Callback]:
         """Callbacks that only show the run to people, in the order in which they are called."""
         return []
+
+    def progress(self) -> Callback:
+        """What tells how far a run is."""
+        return ProgressLines()
 
     def loggers(self, folder: RunFolder) -> list[Logger]:
         """Loggers that every run has, beside those that the settings list.
@@ -220,9 +225,9 @@ class BareCLI(LightningCLI):
         added: list[Callback] = [self.signals, Ranks(), ValidationScore(), Monitor()]
         if init.averaging is not None:
             added.append(Averaging(init.averaging, config.get("last_weights", False)))
-        shows_progress, on_terminal = init.trainer.enable_progress_bar is not False, is_terminal()
-        if shows_progress:
-            added.append(BudgetProgressBar(refresh_rate=5) if on_terminal else ProgressLines())
+        progress = None if init.trainer.enable_progress_bar is False else self.progress()
+        if progress is not None:
+            added.append(progress)
         if not self._leaves_nothing():
             added += [RunLog(), RunSummary(), *self.observers()]
         self.trainer_defaults["callbacks"] = added
@@ -230,7 +235,7 @@ class BareCLI(LightningCLI):
         separate_restarts()
         settings = {
             "logger": self._loggers(init.trainer),
-            "enable_progress_bar": shows_progress and on_terminal,
+            "enable_progress_bar": isinstance(progress, ProgressBar),
             # Lightning's table has one row, the network. RunLog says how large it is.
             "enable_model_summary": bool(init.trainer.enable_model_summary),
         }

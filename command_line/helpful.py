@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from callbacks.progress_bar import BudgetProgressBar, is_terminal
 from command_line import checks
 from command_line.bare import BareCLI
 from command_line.classes import import_named_classes
@@ -44,6 +46,10 @@ class HelpfulCLI(BareCLI):
         super().before_instantiate_classes()
         drops_average = config.averaging is None and not config.get("last_weights", False)
         checks.check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
+
+    def progress(self) -> Callback:
+        """A bar where it can be redrawn, and lines elsewhere."""
+        return BudgetProgressBar(refresh_rate=5) if is_terminal() else super().progress()
 
     def settle(self) -> None:
         """Name everything that is wrong, and refuse a network that no artifact could hold."""

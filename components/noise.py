@@ -10,6 +10,7 @@ UNWANTED_LINES = (
     "TPU available:",
 )
 UNWANTED_WARNINGS = (
+    "LightningCLI's args parameter",  # which this project means to use
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
 _format_of_others = warnings.formatwarning

@@ -1,14 +1,13 @@
 """Train, export and score this submission's model, or score an exported file. Needs requirements.txt.
 
-    torchrun --standalone --nproc_per_node=8 train_gpt.py                # the run, with the settings in CONFIG
+    torchrun --standalone --nproc_per_node=8 train_gpt.py  # the run, with the settings in CONFIG
     torchrun --standalone --nproc_per_node=8 train_gpt.py --seed_everything 42 --data.path FOLDER
     python train_gpt.py validate --artifact FILE --data.path FOLDER --data.tokenizer_path FILE
-    python train_gpt.py fit --help                                       # every setting
-    python train_gpt.py unpack FOLDER                                    # the sources as files, to read
+    python train_gpt.py fit --help  # every setting
+    python train_gpt.py unpack FOLDER  # the sources as files, to read
 
-This file contains the modules of a project: some as clear text in READABLE, the rest in PACKED, compressed by bzip2 and
-encoded in base 85, without comments, docstrings and most annotations. All of them are imported from here under their
-own names.
+This file contains a project's modules: some as clear text in READABLE, the others in PACKED, compressed, without
+comments, docstrings and most annotations. All are imported from here under their own names.
 """
 
 import base64
@@ -17,7 +16,6 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-import warnings
 from pathlib import Path
 
 CONFIG = ""
@@ -74,7 +72,6 @@ def main(arguments: list[str]) -> None:
     from command_line.bare import BareCLI
     from command_line.run import run_cli
 
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     launched = []
     if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun, which decides how many processes there are
         local = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -13,7 +13,6 @@ order of the values, and for the picture FILE.png::
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,6 @@ def _build_export(section: Namespace) -> Export:
 
 def main(arguments: list[str]) -> None:
     """Run the command with the options given."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     run_cli(Requantize, ["validate", *arguments], compressed_bytes, save_config=None)
 
 

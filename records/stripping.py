@@ -12,12 +12,12 @@ PLAIN_DECORATORS = ("property", "staticmethod", "classmethod", "abstractmethod",
 
 
 def strip(source: str) -> str:
-    """A module's source without comments, docstrings, its main guard, and annotations that nobody looks at.
+    """A module's source without comments, docstrings, its main guard, casts, and annotations that nobody looks at.
 
     Settings are read from the annotations of constructors and of the fields of classes, so these stay. The layout is
     that of `ast.unparse`, which may differ between versions of Python.
     """
-    tree = ast.parse(source)
+    tree = _WithoutCasts().visit(ast.parse(source))
     tree.body = [statement for statement in tree.body if not _is_main_guard(statement)]
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -32,7 +32,7 @@ def strip(source: str) -> str:
 
 
 def shake(sources: Mapping[str, str], entered: str) -> dict[str, str]:
-    """Remove functions, classes and imported names that nothing else names, until none is left.
+    """Remove functions, classes, constants and imported names that nothing else names, until none is left.
 
     What one module imports from another stays, even if it does not use it: its whole source may take its place.
 
@@ -54,6 +54,15 @@ def shake(sources: Mapping[str, str], entered: str) -> dict[str, str]:
 def is_bare_string(node: ast.AST) -> bool:
     """Whether a statement is a string by itself, as a docstring is."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+class _WithoutCasts(ast.NodeTransformer):
+    """Leaves of ``cast(kind, value)`` the value."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # the name that the base class calls
+        """Replace a call of ``cast``."""
+        self.generic_visit(node)
+        return node.args[1] if isinstance(node.func, ast.Name) and node.func.id == "cast" else node
 
 
 def _remove_annotations(function: ast.FunctionDef) -> None:
@@ -89,8 +98,9 @@ def _without_unused(file: str, source: str, words: Counter[str], asked: set[str]
         assert node.end_lineno is not None
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
         here = Counter(_words("".join(lines[first : node.end_lineno])))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            if words[node.name] == here[node.name] and f"{module}.{node.name}" not in asked:
+        name = _defined(node)
+        if name is not None:
+            if words[name] == here[name] and f"{module}.{name}" not in asked:
                 del lines[first : node.end_lineno]
         elif isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":
             kept = [
@@ -102,6 +112,16 @@ def _without_unused(file: str, source: str, words: Counter[str], asked: set[str]
                 node.names = kept
                 lines[first : node.end_lineno] = [ast.unparse(node) + "\n"] if kept else []
     return "".join(lines)
+
+
+def _defined(statement: ast.stmt) -> str | None:
+    """The name that a module's statement gives to a function, a class or a value that is not computed by a call."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return statement.name
+    if isinstance(statement, ast.Assign) and not any(isinstance(node, ast.Call) for node in ast.walk(statement.value)):
+        [target, *others] = statement.targets
+        return target.id if isinstance(target, ast.Name) and not others else None
+    return None
 
 
 def _imported_from_modules(source: str) -> Iterator[str]:
