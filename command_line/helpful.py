@@ -38,12 +38,21 @@ class HelpfulCLI(BareCLI):
             raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
         if config.get("last_weights", False) and given != ["ckpt_path"]:
             raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
+        if not (self.config.subcommand == "fit" and config.ckpt_path == "last"):  # still to be found
+            self._check_checkpoint()
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a runs folder or a checkpoint that the command cannot use."""
+        """Refuse a runs folder, a network or a checkpoint found only now that cannot be used."""
         config = self.config[self.subcommand]
+        given = config.ckpt_path
         checks.check_runs_folder(config.trainer)
         super().before_instantiate_classes()
+        checks.check_size(config)
+        if config.ckpt_path != given:
+            self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        config = self.config[self.config.subcommand]
         drops_average = config.averaging is None and not config.get("last_weights", False)
         checks.check_checkpoint(config.ckpt_path, drops_average, may_score_last="last_weights" in config)
 
@@ -52,7 +61,5 @@ class HelpfulCLI(BareCLI):
         return BudgetProgressBar(refresh_rate=5) if is_terminal() else super().progress()
 
     def settle(self) -> None:
-        """Name everything that is wrong, and refuse a network that no artifact could hold."""
-        config = self.config[self.subcommand]
-        checks.check_settings(config, for_training=self.subcommand == "fit")
-        checks.check_size(config)
+        """Name everything that is wrong, not only what cannot be filled in."""
+        checks.check_settings(self.config[self.subcommand], for_training=self.subcommand == "fit")
