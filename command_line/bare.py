@@ -72,13 +72,11 @@ class BareCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The trainer methods that are commands, each with its arguments that are not options.
 
-        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run.
+        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run. ``verbose`` would
+        print a table of what the trainer itself logs, which is nothing.
         """
         commands = LightningCLI.subcommands()
-        return {
-            "fit": {*commands["fit"], "weights_only"},
-            "validate": {*commands["validate"], "weights_only", "verbose"},
-        }
+        return {name: {*commands[name], "weights_only", "verbose"} for name in ("fit", "validate")}
 
     def observers(self) -> list[Callback]:
         """Callbacks that only show the run to people, in the order in which they are called."""
@@ -156,9 +154,7 @@ class BareCLI(LightningCLI):
         )
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # `after_validate` says what Lightning's table would.
-        quiet = {"verbose": False} if subcommand == "validate" else {}
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **quiet}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         """Take the network's settings from the file to score, and choose the checkpoint to go on from.

@@ -139,6 +139,28 @@ def test_last_weights_are_a_checkpoints(settings: dict[str, str], refusal: Calla
     assert "--last_weights true applies to a checkpoint" in refusal(last_weights="true", **settings)
 
 
+@pytest.mark.parametrize("leaves_nothing", [False, True])
+def test_a_validate_ends_with_its_score(
+    leaves_nothing: bool,
+    finished_run: FinishedRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    arguments = validate_arguments(finished_run.data, tmp_path / "runs", artifact=finished_run.logs / "model.golf")
+    if leaves_nothing:
+        arguments = [word for word in arguments if not word.startswith("--trainer.default_root_dir")]
+    cli = main(arguments)
+    printed = capsys.readouterr().out
+    result = summary_of(finished_run.folder)
+    words = f"{result['val_bpb']:.6f} bits per byte, {result['val_loss']:.6f} nats per token, 999 tokens"
+    assert printed.splitlines()[-1] == words
+    assert "Validate metric" not in printed  # Lightning's table of the same
+    assert (tmp_path / "runs").exists() != leaves_nothing
+    assert not [str(warning.message) for warning in recwarn if "logger" in str(warning.message)]
+    assert cli.trainer.callback_metrics["val_bpb"] == pytest.approx(result["val_bpb"], abs=1e-6)
+
+
 def test_a_runs_configuration_names_its_classes_in_full(finished_run: FinishedRun) -> None:
     config = yaml.safe_load((finished_run.logs / "config.yaml").read_text())
     assert config["averaging"]["class_path"] == "components.averages.SnapshotMean"
