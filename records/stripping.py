@@ -15,9 +15,11 @@ def strip(source: str) -> str:
     """A module's source without comments, docstrings, its main guard, casts, and annotations that nobody looks at.
 
     Settings are read from the annotations of constructors and of the fields of classes, so these stay. The layout is
-    that of `ast.unparse`, which may differ between versions of Python.
+    that of `ast.unparse`, but for formatted strings, which newer versions of Python write in a way that 3.11 cannot
+    read.
     """
-    tree = _WithoutCasts().visit(ast.parse(source))
+    simpler = _Simpler(source)
+    tree = simpler.visit(ast.parse(source))
     tree.body = [statement for statement in tree.body if not _is_main_guard(statement)]
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -28,7 +30,8 @@ def strip(source: str) -> str:
                 kept = [_plain(node, statement) for statement in statements if not is_bare_string(statement)]
                 needs_one = part == "body" and not isinstance(node, ast.Module)
                 setattr(node, part, kept or ([ast.Pass()] if needs_one else []))
-    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    return re.sub(r"\b_F(\d+)_\b", lambda found: simpler.formatted[int(found[1])], text)
 
 
 def shake(sources: Mapping[str, str], entered: str) -> dict[str, str]:
@@ -56,13 +59,48 @@ def is_bare_string(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-class _WithoutCasts(ast.NodeTransformer):
-    """Leaves of ``cast(kind, value)`` the value."""
+class _Simpler(ast.NodeTransformer):
+    """Leaves of ``cast(kind, value)`` the value, and puts a name in the place of each formatted string.
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # the name that the base class calls
+    Args:
+        source: The module's source.
+
+    Attributes:
+        formatted: The formatted strings as the source has them, each on one line if it can be; the first one's name is
+            ``_F0_``.
+    """
+
+    def __init__(self, source: str) -> None:
+        assert not re.search(r"\b_F\d+_\b", source)
+        self._source = source
+        self.formatted: list[str] = []
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """Keep the string's text."""
+        text = ast.get_source_segment(self._source, node)
+        assert text is not None
+        self.formatted.append(text if '"""' in text else _on_one_line(text))
+        return ast.Name(f"_F{len(self.formatted) - 1}_", ast.Load())
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace a call of ``cast``."""
         self.generic_visit(node)
         return node.args[1] if isinstance(node.func, ast.Name) and node.func.id == "cast" else node
+
+
+def _on_one_line(text: str) -> str:
+    """A string of several parts, each on its own line, with neighbors joined where both can be formatted."""
+    first, *others = re.split(r"\n\s*", text)
+    parts = [first]
+    for part in others:
+        both = [each if each[0] == "f" or set("{}") & set(each) else f"f{each}" for each in (parts[-1], part)]
+        if all(each.startswith('f"') and each.endswith('"') for each in both):
+            parts[-1:] = [both[0][:-1] + both[1][2:]]
+        else:
+            parts.append(part)
+    line = " ".join(parts)
+    assert ast.dump(ast.parse(line)) == ast.dump(ast.parse(f"({text})")), "as a comment between the parts would do"
+    return line
 
 
 def _remove_annotations(function: ast.FunctionDef) -> None:

@@ -45,6 +45,11 @@ def plain(
 
     b"""
     later: int
+    print(
+        f"{others['a']!r:>{first}} it's "
+        "é, and "
+        f'{cast(int, first)}'.upper()
+    )
     return cast(list[int], [first])
 
 
@@ -78,6 +83,7 @@ class Settings:
 def plain(first, /, second=None, *many, third=1.5, **others):
     text = 'a\\n\\n    b'
     later: int
+    print(f"{others['a']!r:>{first}} it's é, and " f'{cast(int, first)}'.upper())
     return [first]
 """
 
@@ -93,7 +99,7 @@ def test_stripping_does_not_change_any_module() -> None:
 
 
 class _Uncast(ast.NodeTransformer):
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # the name that the base class calls
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         return node.args[1] if ast.unparse(node.func) == "cast" else node
 
