@@ -64,10 +64,9 @@ class GolfCLI(HelpfulCLI):
         """The program's default settings and each configuration file's, later ones over earlier ones."""
         parser = self._parser(self.config.subcommand)
         defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False))
-        layers = [("defaults", defaults)]
-        for path in self.config[self.config.subcommand].config or []:
-            layers.append((str(path), yaml.safe_load(Path(path).read_text())))
-        return layers
+        given = self.config[self.config.subcommand].config or []
+        files = [path for path in given if path is not None]  # None stands for text on the command line
+        return [("defaults", defaults), *((str(path), yaml.safe_load(Path(path).read_text())) for path in files)]
 
     def _report(self) -> None:
         from records.report import write_report  # takes a while to import, and a run that fails needs none
