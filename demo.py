@@ -12,16 +12,17 @@ from typing import Any
 
 from components.generate import continuations, load_network
 from components.generation import Sampling
+from components.run_files import RUNS_NAME, SUMMARY_NAME
 from components.tokenizer import load_tokenizer
 from datamodules.compressors import bits_per_byte, read_text
 from datamodules.corpus import build_corpus
 from datamodules.manifest import TOKENIZER_NAME
+from records.report import REPORT
 
 ROOT = Path(__file__).parent
 CONFIGS = ("configs/record_10l.yaml", "configs/demo.yaml")
 DATA = Path(".cache/demo")
 RUNS = Path("runs/demo")
-REPORT = "report.html"
 PROMPTS = ("The class returns", "Raised when", "This statement")
 SAMPLE_TOKENS = 60
 SAMPLING = Sampling(temperature=0.7, top_k=20, seed=1)
@@ -53,7 +54,7 @@ def _heading(title: str) -> None:
 
 def run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     """Run a command of the project and return its summary."""
-    logs = runs / "lightning_logs"
+    logs = runs / RUNS_NAME
     before = set(logs.glob("version_*"))
     configs = [f"--config={config}" for config in CONFIGS]
     full = [sys.executable, "cli.py", command, *configs, "--trainer.default_root_dir", str(runs), *arguments]
@@ -61,7 +62,7 @@ def run(command: str, runs: Path, *arguments: str) -> dict[str, Any]:
     if code:
         sys.exit(code)
     [log] = set(logs.glob("version_*")) - before
-    summary: dict[str, Any] = json.loads((log / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((log / SUMMARY_NAME).read_text())
     return {**summary, "log_folder": log}
 
 
@@ -93,7 +94,7 @@ def _table(
         ("steps under late QAT", f"{fitted['qat_steps']} from step {fitted['qat_start_step']}"),
         ("snapshots averaged", str(fitted["snapshots_averaged"])),
         ("artifact file", fitted["artifact"]),
-        ("summary", str(fitted["log_folder"] / "summary.json")),
+        ("summary", str(fitted["log_folder"] / SUMMARY_NAME)),
         ("TensorBoard logs", f"{fitted['log_folder']} (make tensorboard)"),
         *([("report", str(report))] if report.is_file() else []),
         ("total time", f"{seconds:.0f} s"),

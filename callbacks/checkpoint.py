@@ -15,9 +15,10 @@ from torch import Tensor
 
 from callbacks.clock import Clock
 from callbacks.common import Reporter, Stage, ends_step, find
-from callbacks.run_folder import CHECKPOINTS, SUMMARY
+from callbacks.run_folder import CHECKPOINTS
 from components.checkpoint_file import CheckpointWriter, checkpoints_in, step_of
 from components.errors import UserError
+from components.run_files import SUMMARY_NAME
 
 REACHED = "reached"
 """Name of the file in a run's folder that tells how far the run came, beyond its checkpoints."""
@@ -181,7 +182,7 @@ class Checkpoints(Reporter, Checkpoint):
             step, elapsed = (interrupted / REACHED).read_text().split()
         except (OSError, ValueError):
             return  # not a run's folder, or a run that could not note it
-        if not (interrupted / SUMMARY).exists():
+        if not (interrupted / SUMMARY_NAME).exists():
             seconds = max(0.0, float(elapsed) - find(trainer, Clock).elapsed)
             steps = max(0, int(step) - trainer.global_step)
             before = self._losses

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.common import Event, find, network_of
 from callbacks.export import Export
+from callbacks.storage_costs import StorageCosts
 from callbacks.tensorboard_log import TensorBoardLog
 from components.quantization import LARGEST_CODE
 
@@ -17,7 +18,7 @@ from components.quantization import LARGEST_CODE
 class Dashboard(Callback):
     """Write to TensorBoard what no other logger takes: text and histograms.
 
-    It must be called after the export.
+    It must be called after the export and the costs of storage.
     """
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
@@ -37,7 +38,7 @@ class Dashboard(Callback):
                     largest = LARGEST_CODE[tensor.storage]
                     edges = np.arange(-largest - 1.5, largest + 1)  # one bin per code
                     writer.add_histogram(f"tensor_codes/{name}", tensor.values.cpu(), trainer.global_step, bins=edges)
-            writer.add_text("tensors", _table(export), trainer.global_step)
+            writer.add_text("tensors", _table(export, find(trainer, StorageCosts)), trainer.global_step)
 
 
 def show_text(trainer: Trainer, tag: str, text: str) -> None:
@@ -52,12 +53,12 @@ def _writers(trainer: Trainer) -> Iterator[SummaryWriter]:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLog))
 
 
-def _table(export: Export) -> str:
+def _table(export: Export, storage: StorageCosts) -> str:
     rows = [
         "| tensor | type | values | bytes in the file | relative error |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for name, cost in export.costs.items():
+    for name, cost in storage.costs.items():
         tensor = export.stored[name]
         rows.append(
             f"| {name} | {tensor.storage} | {tensor.values.numel():,} | {cost.num_bytes:,.0f} | "

@@ -30,7 +30,6 @@ from components.gpt import GPT
 from components.quantization import Nearest, Quantizer, StoredTensor, load_state, store
 from components.scoring import Score
 from components.storage import RECIPE, StorageRule, assign, keep_last_keys, refuse_idle_rules
-from components.weight_coding import coded_sizes
 from components.weights_file import write_weights
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -49,21 +48,6 @@ class Written:
 
     artifact: Artifact
     num_bytes: int
-
-
-@dataclass(frozen=True)
-class TensorCost:
-    """What storing a tensor costs.
-
-    Attributes:
-        num_bytes: its share of the file.
-        relative_error: norm of the difference from the float weights, over their norm.
-        norm: norm of the float weights.
-    """
-
-    num_bytes: float
-    relative_error: float
-    norm: float
 
 
 class Export(Reporter):
@@ -110,8 +94,6 @@ class Export(Reporter):
         self.score: Score | None = None
         self.stored: Mapping[str, StoredTensor] = {}
         """The weights as the artifact holds them, once they are quantized."""
-        self.costs: Mapping[str, TensorCost] = {}
-        """What storing each of them costs, on rank 0."""
         self._facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -164,9 +146,6 @@ class Export(Reporter):
                 "result/exported": exported.bits_per_byte,
             },
         )
-        if trainer.is_global_zero:
-            self.costs = _costs(self.stored, dict(network.named_parameters()))
-            log_metrics(trainer, _costs_by_storage(self.stored, self.costs))
         self._announce(trainer, self.float_score, self.score)
 
     @torch.no_grad()
@@ -337,23 +316,3 @@ def _on_rank_zero(trainer: Trainer, work: Callable[[], Result]) -> Result:
     if isinstance(result, UserError):
         raise result
     return cast(Result, result)
-
-
-def _costs(stored: Mapping[str, StoredTensor], floats: Mapping[str, Tensor]) -> dict[str, TensorCost]:
-    sizes = coded_sizes(list(stored.values()))
-    return {
-        name: TensorCost(size, tensor.relative_error(floats[name]), float(floats[name].detach().norm()))
-        for (name, tensor), size in zip(stored.items(), sizes, strict=True)
-    }
-
-
-def _costs_by_storage(stored: Mapping[str, StoredTensor], costs: Mapping[str, TensorCost]) -> dict[str, float]:
-    """Bytes and relative error of all tensors of one storage together, as metrics."""
-    metrics = {}
-    for storage in sorted({tensor.storage for tensor in stored.values()}):
-        of_kind = [costs[name] for name, tensor in stored.items() if tensor.storage is storage]
-        norm = math.hypot(*(cost.norm for cost in of_kind))
-        error = math.hypot(*(cost.relative_error * cost.norm for cost in of_kind))
-        metrics[f"quantization/error_{storage}"] = error / norm if norm else 0.0
-        metrics[f"quantization/bytes_{storage}"] = sum(cost.num_bytes for cost in of_kind)
-    return metrics

@@ -9,12 +9,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Hyperparameters(Callback):
-    """Give every logger the settings of a fit when it starts."""
+    """Give every logger the settings of a fit when it starts.
 
-    settings: Mapping[str, Any] = {}
-    """The whole configuration; set by the program that has parsed it."""
+    Args:
+        settings: The whole configuration, by section.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.settings = dict(settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the settings."""
         for logger in trainer.loggers:
-            logger.log_hyperparams(dict(self.settings))
+            logger.log_hyperparams(self.settings)

@@ -14,13 +14,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from components.checkpoint_file import checkpoints_in
 from components.errors import UserError
+from components.run_files import CONFIG_NAME, RUNS_NAME, SUMMARY_NAME
 
-RUNS = "lightning_logs"
-"""Name of the folder that holds a runs folder's runs."""
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints in a run's folder."""
-SUMMARY = "summary.json"
-"""Name of the file that a finished run has."""
 LOCK = "lock"
 """Name of the file in a run's folder that is locked for as long as the run lives."""
 LAUNCH = "launch"
@@ -54,7 +51,7 @@ class RunFolder(Logger):
             return str(self.runs)
         if self._folder is None:
             try:
-                self._folder, self._lock = _claim(self.runs / RUNS)
+                self._folder, self._lock = _claim(self.runs / RUNS_NAME)
                 if _launch() is not None:
                     (self._folder / LAUNCH).write_text(f"{_launch()}")
             except OSError as error:
@@ -121,13 +118,15 @@ def last_checkpoint(runs: Path, config: Mapping[str, Any]) -> Path:
     Raises:
         UserError: There is no such run, or several.
     """
-    same = [run for run in sorted(_runs_in(runs / RUNS), key=_version) if _settings_of(run) == _without_origin(config)]
+    same = [
+        run for run in sorted(_runs_in(runs / RUNS_NAME), key=_version) if _settings_of(run) == _without_origin(config)
+    ]
     gone_on = {origin for run in same if _has_result(run) and (origin := _origin_of(run)) is not None}
     unfinished = [
         run
         for run in same
         if checkpoints_in(run / CHECKPOINTS)
-        and not (run / SUMMARY).exists()
+        and not (run / SUMMARY_NAME).exists()
         and run.resolve() not in gone_on
         and not _is_alive(run)
     ]
@@ -161,7 +160,7 @@ def checkpoint_of_launch(runs: Path, config: Mapping[str, Any]) -> Path | None:
     """
     launched = [
         run
-        for run in sorted(_runs_in(runs / RUNS), key=_version)
+        for run in sorted(_runs_in(runs / RUNS_NAME), key=_version)
         if _launch_of(run) == _launch() and _settings_of(run) == _without_origin(config)
     ]
     saved = [checkpoints_in(run / CHECKPOINTS) for run in launched]
@@ -185,7 +184,7 @@ def _settings_of(run: Path) -> dict[str, Any] | None:
 
 def _config_of(run: Path) -> dict[str, Any] | None:
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
+        config = yaml.safe_load((run / CONFIG_NAME).read_text())
     except (OSError, yaml.YAMLError):
         return None  # killed before it was whole
     return config if isinstance(config, dict) else None
@@ -202,7 +201,7 @@ def _origin_of(run: Path) -> Path | None:
 
 
 def _has_result(run: Path) -> bool:
-    return (run / SUMMARY).exists() or bool(checkpoints_in(run / CHECKPOINTS)) or _is_alive(run)
+    return (run / SUMMARY_NAME).exists() or bool(checkpoints_in(run / CHECKPOINTS)) or _is_alive(run)
 
 
 def _locked(run: Path) -> IO[str]:

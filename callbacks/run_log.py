@@ -14,6 +14,7 @@ from callbacks.common import Event, ends_step, find
 from callbacks.line_file import LineFile
 from callbacks.monitor import Monitor
 from callbacks.scoring import ValidationScore
+from components.run_files import LOG_NAME
 
 
 class RunLog(Callback):
@@ -31,7 +32,7 @@ class RunLog(Callback):
         log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
-            self._file = LineFile(Path(log_dir) / "train.log")
+            self._file = LineFile(Path(log_dir) / LOG_NAME)
         num_params, device = sum(p.numel() for p in pl_module.parameters()), trainer.strategy.root_device.type
         self._write(f"{num_params} parameters, {trainer.world_size} ranks on {device}")
         rank_zero_info(f"Run: {log_dir}, {num_params:,} parameters, ranks: {trainer.world_size} ({device})")

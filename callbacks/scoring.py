@@ -15,7 +15,7 @@ from components.scoring import Score
 
 
 class ValidationScore(Reporter):
-    """Show a validation's score as ``val_loss`` (nats per token) and ``val_bpb``, and log a fit's curve of both."""
+    """Show a validation's score as ``val_loss`` (nats per token) and ``val_bpb``, and log the curve of both."""
 
     stage = Stage.OBSERVER
 
@@ -45,12 +45,11 @@ class ValidationScore(Reporter):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the score."""
         assert self.score is not None
-        is_fit = trainer.state.fn == TrainerFn.FITTING
-        # The trainer's own logging would add a curve of epochs, of which an endless stream has one, but it prints the
-        # table of a ``validate``. The sums already cover all ranks.
+        # The trainer's own logging would add a curve of epochs, of which an endless stream has one. The sums already
+        # cover all ranks.
         for name, value in (("val_loss", self.score.loss), ("val_bpb", self.score.bits_per_byte)):
-            pl_module.log(name, value, prog_bar=True, logger=not is_fit, sync_dist=False, rank_zero_only=False)
-        if is_fit and not trainer.sanity_checking:
+            pl_module.log(name, value, prog_bar=True, logger=False, sync_dist=False, rank_zero_only=False)
+        if not trainer.sanity_checking:
             log_metrics(trainer, {"bits_per_byte/val": self.score.bits_per_byte, "loss/val": self.score.loss})
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.common import data_of, network_of, reporters
 from components.files import write_user_file
+from components.run_files import SUMMARY_NAME
 
 
 class RunSummary(Callback):
@@ -50,7 +51,7 @@ class RunSummary(Callback):
         log_dir = trainer.log_dir  # a broadcast from rank 0, so every rank must take part
         if trainer.is_global_zero:
             assert log_dir is not None
-            path = Path(log_dir) / "summary.json"
+            path = Path(log_dir) / SUMMARY_NAME
             path.parent.mkdir(parents=True, exist_ok=True)
             write_user_file(path, (json.dumps(facts, indent=2) + "\n").encode())
             rank_zero_info(f"Summary: {path}")

@@ -22,7 +22,8 @@ examples:
       score an exported file
 
 A later --config overrides an earlier one, and a setting on the command line overrides both.
-`python cli.py fit --help` explains every setting; README.md says more."""
+`python cli.py fit --help` explains every setting, `python cli.py --print_completion shtab-bash` prints a script that
+lets bash complete them; README.md says more."""
 
 
 def show_help(words: Sequence[str]) -> NoReturn:

@@ -8,7 +8,12 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+
+from command_line.completion import remove_links, with_runners
+
+set_parsing_settings(add_print_completion_argument=True)
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<option>--\S+)|does not accept option '(?P<key>[^']+)'")
 
@@ -37,6 +42,12 @@ class Parser(LightningArgumentParser):
         """The short usage, then all options."""
         self.usage = self.format_usage().removeprefix("usage: ").strip()
         return str(super().format_help(*arguments))
+
+    def get_completion_script(self, completion_type: str, **settings: Any) -> str:
+        """A script that completes the command line in a shell; the parser cannot be used afterward."""
+        remove_links(self)
+        script: str = super().get_completion_script(completion_type, **settings)
+        return with_runners(script) if completion_type == "shtab-bash" else script
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program with one sentence and exit code 2, naming the nearest option where one is unknown."""

@@ -15,9 +15,9 @@ from components.generation import Sampling, generate
 from components.gpt import GPT, check_shapes, config_of, load_weights, shapes_of
 from components.model_files import read_any_artifact
 from components.quantization import load_state
+from components.run_files import CONFIG_NAME
 from components.tokenizer import load_tokenizer
 
-CONFIG_NAME = "config.yaml"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 

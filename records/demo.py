@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from components.command import run_command
+from components.run_files import RUNS_NAME, SUMMARY_NAME
 from datamodules.corpus import build_corpus
 from records import audit, pack, sweep
 from records.submission import SCRIPT_NAME
@@ -93,7 +94,7 @@ def _run_alone(folder: Path, budget: Sequence[str]) -> None:
 
 
 def _summary(folder: Path, version: int) -> dict[str, Any]:
-    path = folder / "runs" / "lightning_logs" / f"version_{version}" / "summary.json"
+    path = folder / "runs" / RUNS_NAME / f"version_{version}" / SUMMARY_NAME
     summary: dict[str, Any] = json.loads(path.read_text())
     return summary
 

@@ -25,8 +25,9 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from components.artifact import MAX_BYTES
 from components.command import run_command
 from components.errors import UserError
+from components.run_files import SUMMARY_NAME
 from records.baseline import baseline_losses
-from records.runs import SUMMARY_NAME, Run, open_run, read_json
+from records.runs import Run, open_run, read_json
 from records.script import build_script, clear_settings
 from records.submission import SCRIPT_NAME, Credits, readme, requirements, submission
 from records.sweep import SWEEP_NAME

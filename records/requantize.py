@@ -13,7 +13,6 @@ order of the values, and for the picture FILE.png::
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,28 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from callbacks.common import callbacks_of, find
 from callbacks.export import Export, exported_weights, not_scored
-from callbacks.history import History
 from callbacks.scoring import ValidationScore, score_result
 from callbacks.summary import RunSummary
-from cli import GolfCLI, run_cli
+from command_line.helpful import HelpfulCLI
+from command_line.run import run_cli
 from components.artifact_report import describe
 from components.command import run_command
 from components.errors import UserError
 from components.quantization import Quantizer
 from datamodules.shards import find_shards
+from records.script import compressed_bytes
 from records.trade import Choice, draw_trade, trade_table
 
 SUFFIX = ".golf"
 
 
-class Requantize(GolfCLI):
+class Requantize(HelpfulCLI):
     """A ``validate`` of float weights, followed by one export of them or several."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """``validate`` alone."""
-        return {"validate": GolfCLI.subcommands()["validate"]}
+        return {"validate": HelpfulCLI.subcommands()["validate"]}
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -89,9 +89,7 @@ class Requantize(GolfCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Leave no record of a run."""
         trainer = super().instantiate_trainer(**kwargs, logger=False)
-        callbacks_of(trainer)[:] = [
-            each for each in callbacks_of(trainer) if not isinstance(each, RunSummary | History)
-        ]
+        callbacks_of(trainer)[:] = [each for each in callbacks_of(trainer) if not isinstance(each, RunSummary)]
         return trainer
 
     def before_validate(self) -> None:
@@ -179,8 +177,7 @@ def _build_export(section: Namespace) -> Export:
 
 def main(arguments: list[str]) -> None:
     """Run the command with the options given."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    run_cli(Requantize, ["validate", *arguments], save_config=None)
+    run_cli(Requantize, ["validate", *arguments], compressed_bytes, save_config=None)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-
-SUMMARY_NAME = "summary.json"
-CONFIG_NAME = "config.yaml"
-LOG_NAME = "train.log"
+from components.run_files import CONFIG_NAME, LOG_NAME, RUNS_NAME, SUMMARY_NAME
 
 
 @dataclass(frozen=True)
@@ -82,5 +79,5 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def newest_finished(logs: Path) -> Path | None:
     """The newest of Lightning's version folders that holds a summary."""
-    finished = [path.parent for path in logs.glob(f"lightning_logs/version_*/{SUMMARY_NAME}")]
+    finished = [path.parent for path in logs.glob(f"{RUNS_NAME}/version_*/{SUMMARY_NAME}")]
     return max(finished, key=lambda path: int(path.name.removeprefix("version_")), default=None)

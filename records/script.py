@@ -1,23 +1,20 @@
 """The self-contained ``train_gpt.py``, made from the project's own sources and one run's configuration.
 
-It contains the modules that ``cli.py`` imports, those that the configuration names by class path, and all that these
-import. Imports inside functions are not needed to train and score, and are left out. The modules that say most about
-the model go in unchanged, as many as the limit allows, or else in clear text without comments. The others lose their
-comments, their docstrings and unused definitions, and are compressed. The cost is that most of the project's plumbing
-cannot be read in the file: ``train_gpt.py unpack FOLDER`` writes it out without comments, and the project itself has
-them. The same sources and settings give the same bytes.
+It contains the modules that `command_line.run` imports, those that the configuration names by class path, and all that
+these import. What only shows a run to people is in ``cli.py``, and left out, as are imports inside functions, which are
+not needed to train and score. The modules that say most about the model go in unchanged, as many as the limit allows,
+or else in clear text without comments. The others lose their comments, docstrings, unused definitions and most
+annotations, and are compressed. The cost is that most of the project's plumbing cannot be read in the file:
+``train_gpt.py unpack FOLDER`` writes it out without comments, and the project itself has them. The same sources and
+settings give the same bytes.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
-import io
-import lzma
+import bz2
 import re
-import textwrap
-import tokenize
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +24,18 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 
 from components.artifact import MAX_BYTES
 from components.errors import UserError
+from records.stripping import shake, strip
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(__file__).with_name("packed_script.py")
-ENTRY = "cli.py"
+ENTRY = "command_line/run.py"
 MODEL = "lightning_modules/gpt.py"
 """Where a reader of the model starts."""
 
 MAX_SCRIPT_BYTES = 180_000
 """Clear text is added up to this size, if artifact and code stay under the cap."""
 
-_LINE = 118
-# For text: a literal depends more on the byte before it than on its position.
-_LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
+_LINE = 4000
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def _sources(config: str) -> tuple[str, dict[str, str], dict[str, str]]:
     content = yaml.safe_load(config)
     settings = clear_settings(content)
     sources = {file: (ROOT / file).read_text() for file in needed_files(_class_files(content))}
-    bare = shake({file: strip(source) for file, source in sources.items()}, settings)
+    bare = shake({file: strip(source) for file, source in sources.items()}, TEMPLATE.read_text() + settings)
     return settings, sources, bare
 
 
@@ -143,58 +139,6 @@ def _class_paths(settings: Any) -> Iterator[str]:
             yield from _class_paths(value)
 
 
-def strip(source: str) -> str:
-    """A module's source without comments, blank lines and the docstrings that ``--help`` does not show.
-
-    ``--help`` reads the docstrings of classes that document their arguments.
-    """
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if not isinstance(body, list):
-            continue
-        for index, statement in enumerate(body):
-            if not _is_bare_string(statement) or (index == 0 and _documents_arguments(node)):
-                continue
-            alone = len(body) == 1
-            for row in range(statement.lineno - 1, statement.end_lineno):
-                lines[row] = ""
-            if alone and not isinstance(node, ast.Module):
-                lines[statement.lineno - 1] = " " * statement.col_offset + "pass"
-    for node in tree.body:
-        if _is_main_guard(node):
-            assert node.end_lineno is not None
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    stripped = "\n".join(line.rstrip() for line in _without_blank_lines(lines)) + "\n"
-    ast.parse(stripped)
-    return stripped
-
-
-def shake(sources: dict[str, str], settings: str) -> dict[str, str]:
-    """Remove functions and classes that nothing else in sources and settings names, until none is left."""
-    sources = dict(sources)
-    entered = TEMPLATE.read_text() + settings
-    while True:
-        words = Counter(re.findall(r"\w+", entered) + [w for s in sources.values() for w in re.findall(r"\w+", s)])
-        before = dict(sources)
-        for file, source in before.items():
-            lines = source.splitlines(keepends=True)
-            for node in reversed(ast.parse(source).body):
-                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.end_lineno is not None:
-                    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-                    own = re.findall(rf"\b{node.name}\b", "".join(lines[first : node.end_lineno]))
-                    if words[node.name] == len(own):
-                        del lines[first : node.end_lineno]
-            sources[file] = "".join(lines)
-        if sources == before:
-            return sources
-
-
 def clear_settings(settings: dict[str, Any]) -> str:
     """A run's settings as YAML, without those that are unset or specific to its machine."""
     kept = {section: value for section, value in settings.items() if value is not None and section != "ckpt_path"}
@@ -206,15 +150,14 @@ def clear_settings(settings: dict[str, Any]) -> str:
 def _assemble(settings: str, bare: dict[str, str], readable: dict[str, str]) -> Script:
     packed = [file for file in bare if file not in readable]
     archive = "\0".join(f"{file}\n{bare[file]}" for file in packed).encode()
-    data = base64.b85encode(lzma.compress(archive, lzma.FORMAT_ALONE, filters=_LZMA)).decode()
+    data = base64.b85encode(bz2.compress(archive)).decode()  # on so little text better than LZMA, by a twentieth
     wrapped = "\n".join(data[i : i + _LINE] for i in range(0, len(data), _LINE))
     clear = "".join(f"READABLE[{file!r}] = {_raw(source)}\n" for file, source in readable.items())
-    listed = textwrap.fill(", ".join(packed), _LINE, initial_indent="# ", subsequent_indent="# ")
     template = TEMPLATE.read_text()
     for line, replacement in (
         ('CONFIG = ""\n', f"CONFIG = {_raw(settings)}\n"),
         ("READABLE: dict[str, str] = {}\n", f"READABLE: dict[str, str] = {{}}\n{clear}"),
-        ('PACKED = ""\n', f"{listed}\nPACKED = {_raw(wrapped)}\n"),
+        ('PACKED = ""\n', f"PACKED = {_raw(wrapped)}\n"),
     ):
         assert template.count(line) == 1
         template = template.replace(line, replacement)
@@ -242,24 +185,3 @@ def _imports(nodes: Iterable[ast.AST]) -> list[str]:
         files += ["/".join(parts[:i]) + "/__init__.py" for i in range(1, len(parts) + 1)]
         files.append("/".join(parts) + ".py")
     return [file for file in files if (ROOT / file).is_file()]
-
-
-def _is_bare_string(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _documents_arguments(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and "Args:" in (ast.get_docstring(node) or "")
-
-
-def _is_main_guard(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
-
-
-def _without_blank_lines(lines: list[str]) -> list[str]:
-    """Drop blank lines outside strings."""
-    inside: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines) + "\n").readline):
-        if token.type == tokenize.STRING:
-            inside.update(range(token.start[0], token.end[0]))
-    return [line for row, line in enumerate(lines) if line.strip() or row in inside]

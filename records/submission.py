@@ -21,7 +21,6 @@ REQUIREMENTS = (
     "numpy",
     "safetensors",
     "sentencepiece",
-    "tensorboard",
     "torch",
     "torchmetrics",
     "tqdm",

@@ -25,9 +25,10 @@ from typing import Any
 from components.command import run_command
 from components.errors import UserError
 from components.files import write_whole
+from components.run_files import LOG_NAME, RUNS_NAME, SUMMARY_NAME
 from records.baseline import baseline_losses
 from records.curves import draw_curves
-from records.runs import LOG_NAME, SUMMARY_NAME, newest_finished, open_run, read_json
+from records.runs import newest_finished, open_run, read_json
 from records.sweep_report import report
 
 CLI = Path(__file__).parents[1] / "cli.py"
@@ -165,7 +166,7 @@ class Sweep:
         """Run a command to its end, printing its progress; returns its log folder."""
         runs = self._folder(seed) / command
         runs.mkdir(parents=True, exist_ok=True)
-        before = set(runs.glob("lightning_logs/version_*"))
+        before = set(runs.glob(f"{RUNS_NAME}/version_*"))
         output = self._folder(seed) / f"{command}.log"
         full = [
             *(sys.executable, str(CLI), command),
@@ -198,7 +199,7 @@ class Sweep:
             time.sleep(LOOK_SECONDS)
             if time.monotonic() > look_at:
                 look_at += PROGRESS_SECONDS
-                logs = [log for log in runs.glob(f"lightning_logs/*/{LOG_NAME}") if log.parent not in before]
+                logs = [log for log in runs.glob(f"{RUNS_NAME}/*/{LOG_NAME}") if log.parent not in before]
                 line = _last_line(logs[0]) if logs else ""
                 if line != said:
                     _print(seed, line)

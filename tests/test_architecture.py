@@ -86,6 +86,7 @@ def test_no_import_cycles() -> None:
 
 TECHNIQUES = {"late_qat", "averaging", "loops"}
 OBSERVERS = ("callbacks/monitor.py", "callbacks/run_log.py", "callbacks/progress.py", "callbacks/warmup.py")
+OBSERVERS += ("callbacks/progress_bar.py",)
 OBSERVERS += ("callbacks/summary.py", "callbacks/scoring.py", "records/pack.py", "records/submission.py")
 
 

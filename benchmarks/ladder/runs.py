@@ -24,6 +24,7 @@ from callbacks.common import find, phase_of
 from components.files import write_whole
 from components.gpt import GPT
 from components.optimizer import OptimizerConfig, build_optimizer
+from components.run_files import SUMMARY_NAME
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/ladder")
@@ -142,7 +143,7 @@ class Job:
         ):
             trainer = cli.main(arguments, count_code=lambda config: 0).trainer
         assert trainer.log_dir is not None
-        summary = json.loads((Path(trainer.log_dir) / "summary.json").read_text())
+        summary = json.loads((Path(trainer.log_dir) / SUMMARY_NAME).read_text())
         result = Result(
             bits_per_byte=summary["val_bpb"],
             float_bits_per_byte=summary["pre_quant_val_bpb"],

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from components.gpt import GPTConfig
+from components.run_files import RUNS_NAME, SUMMARY_NAME
 from records.audit.case import Case, FolderCheck, Loaded, is_count
 from records.audit.contained import Ended, Limits
 from records.audit.folder import Artifact, Run
@@ -28,7 +29,7 @@ INITIAL_LOSS_ABOVE = 1.0
 
 _SCORE = Limits(seconds=6 * 3600)
 """On eight GPUs 600 s are allowed; here may be one, or none."""
-_SUMMARY = "scored/lightning_logs/version_0/summary.json"
+_SUMMARY = f"scored/{RUNS_NAME}/version_0/{SUMMARY_NAME}"
 _PRECISIONS = ("32-true", "bf16-true", "bf16-mixed")
 
 

@@ -36,7 +36,7 @@ def read(script: Path) -> dict[str, object]:
 def load(artifact: Path) -> dict[str, object]:
     """What an artifact contains, or why it cannot be read, such as shapes unlike those of the network it describes."""
     from components.errors import UserError
-    from components.gpt import GPTConfig, check_shapes, shapes_of
+    from components.gpt import check_shapes, config_of, shapes_of
     from components.model_files import read_any_artifact
     from components.quantization import load_state
 
@@ -44,9 +44,8 @@ def load(artifact: Path) -> dict[str, object]:
         found = read_any_artifact(artifact)
         state = load_state(found.tensors)
         if found.settings is not None:
-            shapes = shapes_of(GPTConfig(**found.settings))  # type: ignore[arg-type] # which then raises
-            check_shapes(shapes, state, str(artifact))
-    except (UserError, TypeError) as error:
+            check_shapes(shapes_of(config_of(found.settings, str(artifact))), state, str(artifact))
+    except UserError as error:
         return {"why_not": " ".join(str(error).split())}
     num_params = sum(weight.numel() for weight in state.values())
     return {"settings": found.settings, "num_tensors": len(state), "num_params": num_params}

@@ -198,8 +198,8 @@ def _modules(tree: ast.Module) -> dict[str, str]:
     if not packed:
         return readable
     try:
-        archive = _MODULES["lzma.decompress"](base64.b85decode("".join(packed.split()))).decode()
-    except (ValueError, lzma.LZMAError, EOFError) as error:
+        archive = _MODULES["bz2.decompress"](base64.b85decode("".join(packed.split()))).decode()
+    except (ValueError, OSError, EOFError) as error:
         raise Unreadable(f"its PACKED modules cannot be unpacked ({error})") from error
     return readable | {name: text for name, _, text in (part.partition("\n") for part in archive.split("\0"))}
 

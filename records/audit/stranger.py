@@ -83,7 +83,7 @@ def report_import(path: str, settled: str) -> dict:
     try:
         script = import_script(path)
         if hasattr(script, "SOURCES"):
-            importlib.import_module("cli")
+            importlib.import_module("command_line.run")
     except ModuleNotFoundError as error:
         return {"missing": error.name, "why_not": str(error)}
     except Exception as error:  # a third-party script may fail in any way; the audit reports it

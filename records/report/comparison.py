@@ -9,10 +9,11 @@ from html import escape
 from pathlib import Path
 
 from components.artifact import MAX_BYTES
+from components.run_files import RUNS_NAME
 from records.report import charts
 from records.report.model_facts import bytes_by_kind, read_model_facts
 from records.report.page import Page, chip, table, tile
-from records.report.record import LIGHTNING_FOLDER, Record
+from records.report.record import Record
 from records.report.settings import differing, written
 from records.report.single import NO_HISTORY, SCORES
 
@@ -51,7 +52,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """What tells folders apart: their paths below the folder that they share, without what Lightning adds."""
     resolved = [folder.resolve() for folder in folders]
     common = os.path.commonpath(resolved)
-    below = [[part for part in path.relative_to(common).parts if part != LIGHTNING_FOLDER] for path in resolved]
+    below = [[part for part in path.relative_to(common).parts if part != RUNS_NAME] for path in resolved]
     if len({tuple(parts[:1]) for parts in below}) == len(below):  # such as the seeds of a sweep
         below = [parts[:1] for parts in below]
     return [" / ".join(parts) for parts in below]

@@ -12,12 +12,11 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from callbacks.export import WEIGHTS_SUFFIX
 from callbacks.history import HISTORY, parse_history
 from components.errors import UserError
-from records.runs import CONFIG_NAME, SUMMARY_NAME, read_json
+from components.run_files import CONFIG_NAME, RUNS_NAME, SUMMARY_NAME
+from records.runs import read_json
 
 Entry = dict[str, Any]
 """A line of a history; see `callbacks.history`."""
-
-LIGHTNING_FOLDER = "lightning_logs"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Record:
     @property
     def name(self) -> str:
         """The end of the folder's path, without what Lightning adds."""
-        parts = [part for part in self.folder.resolve().parts if part != LIGHTNING_FOLDER]
+        parts = [part for part in self.folder.resolve().parts if part != RUNS_NAME]
         return " / ".join(parts[-2:])
 
     @cached_property

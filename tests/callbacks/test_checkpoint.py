@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint import REACHED, Checkpoints
-from callbacks.run_folder import CHECKPOINTS, SUMMARY
+from callbacks.run_folder import CHECKPOINTS
 from components.checkpoint_file import checkpoints_in
 from components.errors import UserError
+from components.run_files import SUMMARY_NAME
 from tests.callbacks.support import clock_at, trainer_of
 from tests.support import FinishedRun
 
@@ -180,7 +181,7 @@ def test_interruptions_add_up(tmp_path: Path) -> None:
 
 def test_going_on_from_a_finished_run_is_no_interruption(tmp_path: Path) -> None:
     run = interrupted_at(8, tmp_path / "first")
-    (tmp_path / "first" / SUMMARY).touch()
+    (tmp_path / "first" / SUMMARY_NAME).touch()
     assert gone_on_from(run, tmp_path / "second")["interruptions"] == 0
 
 

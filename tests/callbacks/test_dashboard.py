@@ -10,10 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks.common import Event
 from callbacks.dashboard import Dashboard
-from callbacks.run_folder import RUNS, RunFolder
+from callbacks.run_folder import RunFolder
 from callbacks.tensorboard_log import TensorBoardLog
 from cli import main
 from components.artifact import read_artifact
+from components.run_files import RUNS_NAME
 from tests.callbacks.support import trainer_of
 from tests.support import FinishedRun, fit_arguments, marks_of
 
@@ -47,7 +48,7 @@ def histograms(_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         "late_qat.start_fraction": 0.5,
     }
     cli = main(fit_arguments(_corpus, runs, **settings))
-    events = EventAccumulator(str(runs / RUNS / "version_0"))
+    events = EventAccumulator(str(runs / RUNS_NAME / "version_0"))
     events.Reload()
     shown = {}
     for tag in events.Tags()["histograms"]:

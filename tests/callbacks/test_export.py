@@ -142,25 +142,18 @@ def test_the_result_is_the_score_of_what_stands_in_the_file(exported: tuple[Expo
     assert facts["artifact"] == str(path)
 
 
-def test_loggers_get_the_result_and_what_each_storage_costs(wide: GPTModule, tmp_path: Path) -> None:
+def test_loggers_get_the_result(wide: GPTModule, tmp_path: Path) -> None:
     logger = Mock()
     export = export_of()
     export.on_fit_end(trainer_in(tmp_path, loggers=[logger], global_step=9), wide)
     assert all(call.kwargs["step"] == 9 for call in logger.log_metrics.call_args_list)
     logged = {tag: value for call in logger.log_metrics.call_args_list for tag, value in call.args[0].items()}
     facts = export.summary(trainer_in(tmp_path))
-    assert logged["result/bits_per_byte"] == facts["val_bpb"]
-    assert logged["result/loss"] == facts["val_loss"]
-    assert logged["result/exported"] == facts["exported_bpb"]
-    tensors, state = read_artifact(tmp_path / "model.golf").tensors, wide.network.state_dict()
-    for storage in ("int5", "int6", "float16"):
-        of_kind = [name for name, tensor in tensors.items() if tensor.storage == storage]
-        whole = torch.cat([state[name].flatten() for name in of_kind])
-        lost = torch.cat([(state[name] - tensors[name].dequantize()).flatten() for name in of_kind])
-        assert logged[f"quantization/error_{storage}"] == pytest.approx((lost.norm() / whole.norm()).item(), rel=1e-4)
-    sizes = [value for tag, value in logged.items() if tag.startswith("quantization/bytes_")]
-    assert len(sizes) == 3
-    assert 0.5 < sum(sizes) / facts["bytes_model"] < 1  # the rest describes the tensors and their distributions
+    assert logged == {
+        "result/bits_per_byte": facts["val_bpb"],
+        "result/loss": facts["val_loss"],
+        "result/exported": facts["exported_bpb"],
+    }
 
 
 def test_sizes_are_the_files_and_the_codes_that_was_counted(exported: tuple[Export, Path]) -> None:

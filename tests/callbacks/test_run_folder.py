@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from callbacks.run_folder import CHECKPOINTS, LOCK, RUNS, SUMMARY, RunFolder, last_checkpoint
+from callbacks.run_folder import CHECKPOINTS, LOCK, RunFolder, last_checkpoint
 from components.errors import UserError
+from components.run_files import RUNS_NAME, SUMMARY_NAME
 from tests.support import ROOT
 
 CONFIG: dict[str, Any] = {"seed_everything": 1, "model": {"num_layers": 2}, "ckpt_path": None}
@@ -56,14 +57,14 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> Non
     folders = [process.read() for process in processes]
     for process in processes:
         process.end()
-    assert sorted(folders) == [str(tmp_path / RUNS / f"version_{n}") for n in range(3)]
+    assert sorted(folders) == [str(tmp_path / RUNS_NAME / f"version_{n}") for n in range(3)]
 
 
 def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
-    (tmp_path / RUNS / "version_4").mkdir(parents=True)
-    (tmp_path / RUNS / "version_notes").mkdir()
-    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS / "version_5")
-    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS / "version_6")
+    (tmp_path / RUNS_NAME / "version_4").mkdir(parents=True)
+    (tmp_path / RUNS_NAME / "version_notes").mkdir()
+    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS_NAME / "version_5")
+    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS_NAME / "version_6")
 
 
 def test_a_claim_between_the_look_and_the_creation_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_a_claim_between_the_look_and_the_creation_is_noticed(tmp_path: Path, mo
         make(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", overtaken)
-    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS / "version_1")
+    assert RunFolder(tmp_path).save_dir == str(tmp_path / RUNS_NAME / "version_1")
 
 
 def test_other_ranks_claim_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,14 +99,14 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     def make(
         version: int, steps: tuple[int, ...], finished: bool = False, origin: Path | None = None, **config: Any
     ) -> Path:
-        run = tmp_path / RUNS / f"version_{version}"
+        run = tmp_path / RUNS_NAME / f"version_{version}"
         (run / CHECKPOINTS).mkdir(parents=True)
         (run / LOCK).touch()
         (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **config, "ckpt_path": origin and str(origin)}))
         for step in steps:
             (run / CHECKPOINTS / f"step_{step}.ckpt").touch()
         if finished:
-            (run / SUMMARY).touch()
+            (run / SUMMARY_NAME).touch()
         return run
 
     return make
@@ -117,7 +118,7 @@ def test_the_last_checkpoint_is_the_newest_of_the_unfinished_run(tmp_path: Path,
     make_run(2, (11,), seed_everything=2)
     make_run(3, (11,), model={"num_layers": 3})
     make_run(4, ())
-    (tmp_path / RUNS / "version_4" / "config.yaml").write_text("model: {num_lay")  # killed while it wrote
+    (tmp_path / RUNS_NAME / "version_4" / "config.yaml").write_text("model: {num_lay")  # killed while it wrote
     assert last_checkpoint(tmp_path, CONFIG) == run / CHECKPOINTS / "step_10.ckpt"
     assert last_checkpoint(tmp_path, {**CONFIG, "ckpt_path": "last"}) == run / CHECKPOINTS / "step_10.ckpt"
 

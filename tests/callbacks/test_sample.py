@@ -10,11 +10,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.clock import Clock
-from callbacks.run_folder import RUNS, RunFolder
+from callbacks.run_folder import RunFolder
 from callbacks.sample import NEW_TOKENS, Sample
 from callbacks.tensorboard_log import TensorBoardLog
 from cli import main
 from components.generation import Sampling, generate
+from components.run_files import RUNS_NAME
 from lightning_modules.gpt import GPTModule
 from tests.callbacks.support import small_module, trainer_of
 from tests.support import NARROW, FinishedRun, fit_arguments
@@ -59,7 +60,7 @@ def test_it_continues_the_validation_text_with_a_fixed_seed(module: GPTModule, t
     assert len(expected.split()) == NEW_TOKENS
     assert sample.summary(trainer) == {"sample": f" {expected}"}
     log.finalize("success")
-    [(step, text)] = texts_in(tmp_path / RUNS / "version_0").items()
+    [(step, text)] = texts_in(tmp_path / RUNS_NAME / "version_0").items()
     assert step == 4
     given, continued = text.split("Continued:")
     assert "    5 6 7" in given

@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from callbacks.run_folder import RUNS, RunFolder
+from callbacks.run_folder import RunFolder
 from callbacks.tensorboard_log import TensorBoardLog
+from components.run_files import RUNS_NAME
 from tests.support import FinishedRun, scalars_of
 
 
@@ -71,7 +72,11 @@ def test_settings_have_dotted_names_and_unset_ones_are_left_out(tmp_path: Path) 
     log = TensorBoardLog(RunFolder(tmp_path))
     log.log_hyperparams({"model": {"dim": 8, "leak": None, "kinds": ["a", "b"]}, "trainer": {"devices": 8}, "seed": 3})
     log.finalize("success")
-    assert settings_shown(tmp_path / RUNS / "version_0") == {"model.dim": 8, "model.kinds": "['a', 'b']", "seed": 3}
+    assert settings_shown(tmp_path / RUNS_NAME / "version_0") == {
+        "model.dim": 8,
+        "model.kinds": "['a', 'b']",
+        "seed": 3,
+    }
 
 
 def test_a_full_disk_ends_the_log_with_one_warning(small_disk: Path, recwarn: pytest.WarningsRecorder) -> None:

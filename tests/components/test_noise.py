@@ -27,3 +27,15 @@ def test_a_deprecation_between_two_libraries_is_left_out() -> None:
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
         warnings.warn("the run has a problem", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the run has a problem"]
+
+
+def test_a_warning_of_the_project_is_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # to be undone
+    quiet_libraries()
+    ours = warnings.formatwarning("A phase never came.", UserWarning, "/golf/callbacks/summary.py", 3)
+    assert ours == "warning: A phase never came.\n"
+    for category, file in (
+        (UserWarning, "/venv/lib/site-packages/torch/x.py"),
+        (FutureWarning, "/golf/callbacks/x.py"),
+    ):
+        assert f"{file}:3" in warnings.formatwarning("Something.", category, file, 3)

@@ -157,7 +157,7 @@ def test_validate_without_a_configuration_leaves_the_current_folder_alone(
     monkeypatch.chdir(here)
     arguments = validate_arguments(data_folder, tmp_path, artifact=summary["artifact"])
     main([argument for argument in arguments if not argument.startswith("--trainer.default_root_dir")])
-    shown = re.search(r"val_bpb\D+([\d.]+)", capsys.readouterr().out)
+    shown = re.search(r"([\d.]+) bits per byte", capsys.readouterr().out)
     assert shown is not None
     assert float(shown[1]) == pytest.approx(summary["val_bpb"])
     assert list(here.iterdir()) == []

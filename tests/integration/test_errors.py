@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli import _check_accelerator, main
+from cli import main
 from components.artifact import read_artifact, write_artifact
 from components.gpt import GPT
 from components.public_artifact import write_public_artifact
@@ -162,17 +161,6 @@ def test_everything_that_is_wrong_is_named_at_once(refused: Refused, data_folder
         assert part in sentence
     assert "scoring.stride is 32; set it from 1 to scoring.seq_len (16)" in sentence
     assert "scoring.max_tokens is 1" in sentence
-
-
-def test_apples_gpu_is_refused_or_left_alone(
-    refused: Refused, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sentence = refused(fit_arguments(data_folder, tmp_path / "runs", **{"trainer.accelerator": "mps"}))
-    assert "trainer.accelerator is mps, and Apple's GPUs have no float64" in sentence
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    trainer = Namespace(accelerator="auto")
-    _check_accelerator(trainer)
-    assert trainer.accelerator == "cpu"
 
 
 def test_a_world_size_that_does_not_divide_8(data_folder: Path, tmp_path: Path) -> None:

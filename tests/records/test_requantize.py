@@ -90,7 +90,7 @@ def refusal(requantize: Requantize, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert isinstance(sentence, str)
         assert sentence.startswith("error: ")
         assert "\n" not in sentence
-        assert "val_bpb" not in capsys.readouterr().out
+        assert "bits per byte" not in capsys.readouterr().out
         assert sorted(tmp_path.rglob("*")) == before
         return sentence.removeprefix("error: ")
 

@@ -111,10 +111,10 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_warning(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path) -> None:
-        raise OSError(28, "No space left on device", str(folder / "report.html"))
+    def write(folders: list[Path]) -> None:
+        raise OSError(28, "No space left on device", str(folders[0] / "report.html"))
 
-    monkeypatch.setattr(finished_run.cli, "write_report", write)
+    monkeypatch.setattr("records.report.write_report", write)
     with pytest.warns(
         UserWarning, match=r"has no report \(No space left on device: .*report.html\); make room and run"
     ):

@@ -1,0 +1,10 @@
+"""Names of what a run leaves behind, for those who write it and those who read it."""
+
+RUNS_NAME = "lightning_logs"
+"""The folder of all runs, in the runs folder; each run has a folder ``version_N`` in it."""
+CONFIG_NAME = "config.yaml"
+"""Every setting of the run."""
+SUMMARY_NAME = "summary.json"
+"""The result and the facts behind it, once the run has finished."""
+LOG_NAME = "train.log"
+"""What happened, as plain text."""
