@@ -171,6 +171,7 @@ class Attention(nn.Module):
         self.c_k = Linear(model_dim, kv_dim)
         self.c_v = Linear(model_dim, kv_dim)
         self.qkv = JointLinear((self.c_q, self.c_k, self.c_v))
+        self.kv = JointLinear((self.c_k, self.c_v))
         self.proj = Linear(model_dim, model_dim)
         self.q_gain = nn.Parameter(torch.full((num_heads,), initial_gain))
         self.gate = Linear(gate_width, num_heads, "scalars") if gate_width else None
@@ -204,6 +205,12 @@ class Attention(nn.Module):
             return None
         return next((name for name, backend in BACKENDS.items() if backend == chosen), None)
 
+    def _project(self, x_BTC: Tensor, num_queries: int) -> tuple[Tensor, ...]:
+        """Queries of the last positions, keys and values of all: one product if these are the same positions."""
+        if num_queries == x_BTC.size(1):
+            return self.qkv(x_BTC)
+        return self.c_q(x_BTC[:, -num_queries:]), *self.kv(x_BTC)
+
     def _heads(self, x_BTE: Tensor, num_heads: int) -> Tensor:
         return x_BTE.unflatten(-1, (num_heads, self.head_dim))
 
@@ -220,8 +227,8 @@ class Attention(nn.Module):
             cache: Keys and values of the positions before, which these T join.
         """
         x_BSC = x_BTC[:, -num_queries:]
-        q_BTE, k_BTE, v_BTE = self.qkv(x_BTC)
-        q_BSHD = self._heads(q_BTE[:, -num_queries:], self.num_heads)
+        q_BSE, k_BTE, v_BTE = self._project(x_BTC, num_queries)
+        q_BSHD = self._heads(q_BSE, self.num_heads)
         # Rotated before the transposition, so that attention's output has the projection's layout and is not copied.
         q_BHSD = norm_and_rotate(q_BSHD, self.q_gain, cos_TR[-num_queries:], sin_TR[-num_queries:]).transpose(1, 2)
         k_BKTD = norm_and_rotate(self._heads(k_BTE, self.num_kv_heads), None, cos_TR, sin_TR).transpose(1, 2)

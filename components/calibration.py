@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from components.gpt import GPT
 from components.layers import JointLinear, Linear
+from components.mlp import MLP
 
 
 @torch.no_grad()
@@ -57,9 +58,14 @@ def _summed(network: nn.Module, sums: Mapping[nn.Module, Tensor]) -> Iterator[No
 
     products = [module for module in network.modules() if isinstance(module, JointLinear) or module in sums]
     hooks = [module.register_forward_pre_hook(add_input) for module in products]
+    fused = [module for module in network.modules() if isinstance(module, MLP) and module.fused]
+    for mlp in fused:
+        mlp.fused = False  # its layers run as modules, and so their hooks do
     try:
         yield
     finally:
+        for mlp in fused:
+            mlp.fused = True
         for hook in hooks:
             hook.remove()
 

@@ -18,6 +18,7 @@ from components.attention import Attention, rotary_tables
 from components.block import Block, LayerOrder, layer_order
 from components.embeddings import BigramHash, ContentSmearGate, SmearGate
 from components.errors import UserError
+from components.fused_mlp import HIDDEN_MULTIPLE, MODEL_MULTIPLE
 from components.layers import Embedding, Fakeable, Linear, rms_norm, seen_weight
 from components.mlp import MLP
 from components.quantization import Quantizer
@@ -374,6 +375,28 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Fakeable):
                 module.fake = None
+
+    def fuse_mlps(self) -> None:
+        """Let `components.fused_mlp` compute the MLPs from now on, on a CUDA GPU; call before compiling.
+
+        Raises:
+            UserError: It cannot, for this network's settings.
+        """
+        config = self.config
+        if config.mlp_leak:
+            raise UserError(
+                f"model.fused_mlp computes the squared ReLU alone, and model.mlp_leak is {config.mlp_leak:g}; set "
+                "model.fused_mlp to false, or model.mlp_leak to 0."
+            )
+        if config.model_dim % MODEL_MULTIPLE or config.hidden_dim % HIDDEN_MULTIPLE:
+            raise UserError(
+                f"model.fused_mlp needs widths that are multiples of {MODEL_MULTIPLE} for the stream and of "
+                f"{HIDDEN_MULTIPLE} for the MLP, which are {config.model_dim} and {config.hidden_dim} here; set it to "
+                "false, or change model.model_dim or model.mlp_mult."
+            )
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.mlp.fused = True
 
     @property
     def is_faking(self) -> bool:

@@ -71,8 +71,8 @@ class Linear(nn.Linear):
 class JointLinear(nn.Module):
     """Several linear layers of one input as a single product, faster than one product each.
 
-    The layers keep their own weights, so names, optimizer, quantization and fake quantization are as without it. They
-    do not run as modules: a hook that needs their input belongs here.
+    The layers keep their own weights, so names, optimizer, quantization and fake quantization are as without it. Here
+    they do not run as modules: a hook that needs their input belongs here too.
 
     Args:
         layers: The layers, which another module owns.

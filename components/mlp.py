@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.layers import Linear
+from components.fused_mlp import fused_mlp
+from components.layers import Linear, seen_weight
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -56,14 +57,21 @@ class MLP(nn.Module):
         model_dim: Width of input and output, in channels.
         hidden_dim: Width between the two products.
         leak: Slope of phi below zero; 0 for the ReLU. The square makes both sides positive.
+
+    Attributes:
+        fused: Whether `components.fused_mlp` computes it, for the ReLU alone. Its layers then do not run as modules.
     """
 
     def __init__(self, model_dim: int, hidden_dim: int, leak: float = 0.0) -> None:
         super().__init__()
         self.leak = leak
+        self.fused = False
         self.fc = Linear(model_dim, hidden_dim)
         self.proj = Linear(hidden_dim, model_dim)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Map each position independently; [B, T, C] in and out."""
+        if self.fused:
+            fc_HC, proj_CH = (seen_weight(layer).to(x_BTC.dtype) for layer in (self.fc, self.proj))
+            return fused_mlp(x_BTC.flatten(0, 1), fc_HC, proj_CH).view_as(x_BTC)
         return self.proj(squared_relu(self.fc(x_BTC), self.leak))

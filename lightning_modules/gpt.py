@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from components.errors import UserError
+from components.fused_mlp import has_triton
 from components.gpt import GPT, GPTConfig
 from components.optimizer import CompositeOptimizer, OptimizerConfig, build_optimizer
 from components.scorer import ScoringPass
@@ -23,6 +24,8 @@ class GPTModule(LightningModule):
 
     Args:
         compile: Whether to compile the network (needs a C++ compiler on a CPU).
+        fused_mlp: Whether a kernel in Triton computes each MLP's activation inside its matrix products (needs a CUDA
+            GPU and model.mlp_leak 0).
         optimizer: Learning rates, weight decays and other settings of the optimizers.
         vocab_size: Pieces in the vocabulary; null for the tokenizer's.
         bos_id: The id that begins a document; null for the tokenizer's.
@@ -36,6 +39,7 @@ class GPTModule(LightningModule):
     def __init__(
         self,
         compile: bool = False,
+        fused_mlp: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),
         vocab_size: int | None = None,
         bos_id: int | None = None,
@@ -48,6 +52,7 @@ class GPTModule(LightningModule):
         self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile
+        self.fused_mlp = fused_mlp
         self.gradient_norm: Tensor | None = None
         if compile:
             # One graph, not one per gradient bucket: every later step must run what the warm-up compiled.
@@ -56,7 +61,18 @@ class GPTModule(LightningModule):
             self.network.compile(dynamic=False, fullgraph=True)
 
     def setup(self, stage: str) -> None:
-        """Make room for the longest sequence of training and scoring, before anything is compiled."""
+        """Prepare the network for the run's machine and its longest sequence, before anything is compiled.
+
+        Raises:
+            UserError: The MLPs cannot be fused, on this machine or in this network.
+        """
+        if self.fused_mlp:
+            if self.trainer.strategy.root_device.type != "cuda" or not has_triton():
+                raise UserError(
+                    "model.fused_mlp needs a CUDA GPU and a build of torch with Triton, and this run has not both; set "
+                    "it to false."
+                )
+            self.network.fuse_mlps()
         self.network.reserve_positions(self.trainer.datamodule.longest_sequence)  # type: ignore[attr-defined]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

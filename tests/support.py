@@ -28,6 +28,9 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = SHARED / "golden"
 SAMPLE = SHARED / "fineweb_sample"
 
+# Of a CUDA build of torch, which need not be the one that runs the tests.
+CUDA_PYTHON = Path(os.environ.get("GPU_PROGRAM_PYTHON", ROOT / ".venv-gpu" / "bin" / "python"))
+
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden numbers are not at {GOLDEN}")
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"the FineWeb sample is not at {SAMPLE}")
 needs_compiler = pytest.mark.skipif(

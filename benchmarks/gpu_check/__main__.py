@@ -40,6 +40,7 @@ PARTS: Mapping[str, Callable[[Setting], Iterator[Finding]]] = {
     "exported file": quantizer.exported_file,
     "Muon": speed.muon,
     "attention": speed.attention,
+    "fused MLP": speed.fused_mlp,
     "scoring": speed.scoring,
     "overhead": speed.overhead,
 }

@@ -10,17 +10,21 @@ import torch
 
 from benchmarks import muon as muon_benchmark
 from benchmarks.common import device, in_turn, random_network, seconds
-from benchmarks.gpu_check.findings import Finding
+from benchmarks.gpu_check.findings import Finding, Skipped
 from benchmarks.gpu_check.setting import FULL, LOADER_SIZE, Setting
 from benchmarks.gpu_check.training import waits
 from benchmarks.overhead import PROFILED, compare
 from benchmarks.scoring import STRIDE, ours, plain, random_batches, total
 from benchmarks.train_step import attention_backends
 from components.block import Block
+from components.fused_mlp import has_triton
 from datamodules.corpus import build_corpus
 
 SAME_NATS = {"cuda": 3e-3, "cpu": 1e-5}
 """Nats per token by which two ways to score may differ in a run's precision; that of a GPU is to be confirmed there."""
+
+SAME_MLP = 1e-2
+"""Part of its norm by which a gradient through the fused MLP may differ, in bfloat16; to be confirmed on a GPU."""
 
 REPEATS = 3
 
@@ -69,6 +73,31 @@ def attention(setting: Setting) -> Iterator[Finding]:
     yield Finding("chosen in training", block.attn.backend(size.seq_len, size.seq_len, dtype) or "none")
     with torch.no_grad():
         yield Finding("chosen in the last block's scoring", block.attn.backend(size.seq_len, STRIDE, dtype) or "none")
+
+
+def fused_mlp(setting: Setting) -> Iterator[Finding]:
+    """One MLP, forward and backward, as shipped and with model.fused_mlp, and how far apart their gradients are."""
+    if device().type != "cuda" or not has_triton():
+        raise Skipped("model.fused_mlp needs a CUDA GPU and a build of torch with Triton")
+    torch._dynamo.reset()
+    size = setting.size
+    networks = {name: random_network(dataclasses.replace(size.config, num_layers=1)) for name in ("shipped", "fused")}
+    networks["fused"].fuse_mlps()
+    shape = (size.num_sequences, size.seq_len, size.config.model_dim)
+    x, upstream = (torch.randn(shape, device=device(), dtype=torch.bfloat16) for _ in range(2))
+    x.requires_grad_()
+    mlps = {name: network.get_submodule("blocks.0.mlp") for name, network in networks.items()}
+    for mlp in mlps.values():
+        mlp.compile(dynamic=False, fullgraph=True)
+
+    def gradients(name: str) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(mlps[name](x), [x, *mlps[name].parameters()], upstream)
+
+    for what, expected, found in zip(("x", "fc", "proj"), gradients("shipped"), gradients("fused"), strict=True):
+        off = (found - expected).float().norm() / expected.float().norm()
+        yield Finding(f"gradient of {what}, off by", off.item(), limit=SAME_MLP)
+    for name, taken in in_turn({name: lambda name=name: gradients(name) for name in mlps}, REPEATS).items():  # type: ignore[misc]
+        yield Finding(f"{name}, forward and backward", 1e3 * taken, "ms")
 
 
 def overhead(setting: Setting) -> Iterator[Finding]:

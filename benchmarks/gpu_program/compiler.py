@@ -106,18 +106,27 @@ def keep_from_the_device() -> None:
 
 
 def describe(kernel: Any) -> dict[str, Any]:
-    """A call of a library: its name, its tensors' shapes, and the bytes that it reads and writes.
+    """A call of a library or of our own kernel: its name, its tensors' shapes, and the bytes that it reads and writes.
 
     The bytes are those of its tensors as it is given them. A call with several outputs is no tensor itself: its
     outputs are left out.
     """
     inputs = [tensor for tensor in kernel.inputs if not isinstance(tensor, (list, tuple))]
-    name = getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None)
     return {
-        "name": str(name),
+        "name": _name(kernel),
         "inputs": [_shape(tensor) for tensor in inputs],
         "bytes": sum(map(_bytes, (*inputs, kernel))),
     }
+
+
+def _name(kernel: Any) -> str:
+    """The operator's, or for a kernel of our own its function's."""
+    from torch._inductor.ir import UserDefinedTritonKernel
+
+    if isinstance(kernel, UserDefinedTritonKernel):
+        function: Any = kernel.get_kernel_and_metadata()[0]
+        return str(function.__name__)
+    return str(getattr(kernel, "python_kernel_name", None) or getattr(kernel, "op_overload", None))
 
 
 def _shape(tensor: Any) -> list[int] | None:

@@ -20,7 +20,9 @@ SIZE = re.compile(r"^    (?:x|y|z|r\d+_)numel = (\d+)$", re.MULTILINE)
 FLOAT64 = re.compile(r"tl\.float64|\*fp64")
 TRIGONOMETRY = re.compile(r"(?:tl_math|libdevice)\.(?:cos|sin)\(")
 POWER = re.compile(r"libdevice\.pow\(")
-PRODUCT = re.compile(r"\b(?:mm|bmm|addmm|baddbmm)\b")
+PRODUCT = re.compile(r"(?:\b|_)mm\b|\b(?:bmm|addmm|baddbmm)\b")
+OWN = "custom_kernel=True"
+"""What marks a kernel of the project's own, which is among the calls of libraries."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Product:
-    """Calls of a library's matrix product, all of one shape.
+    """Calls of a matrix product of a library or of the project's own, all of one shape.
 
     Args:
         shape: Rows, summed dimension and columns.
@@ -152,13 +154,13 @@ def read_program(code: str, externs: Sequence[Mapping[str, Any]]) -> Program:
 
 
 def read_kernels(code: str) -> tuple[Kernel, ...]:
-    """The Triton kernels of generated code, in the order of their first launch."""
+    """The Triton kernels that the compiler generated, in the order of their first launch."""
     # A kernel's own source holds an example launch, so launches are looked for behind the last kernel.
     launches = Counter(LAUNCH.findall(code[code.rindex("async_compile.wait(") :]))
     sources = dict(KERNEL.findall(code))
     unknown = launches.keys() - sources.keys()
     assert not unknown, f"launched, but not defined as generated kernels are: {sorted(unknown)}"
-    return tuple(_kernel(name, sources[name], count) for name, count in launches.items())
+    return tuple(_kernel(name, sources[name], count) for name, count in launches.items() if OWN not in sources[name])
 
 
 def _kernel(name: str, source: str, launches: int) -> Kernel:

@@ -163,9 +163,16 @@ class Workload:
         return 1 + -(-(num_ids - 1 - self._scoring["seq_len"]) // self._scoring["stride"])
 
     def network(self) -> GPT:
-        """The network on the meta device."""
+        """The network on the meta device.
+
+        Raises:
+            UserError: It is to be fused and cannot be.
+        """
         with torch.device("meta"):
-            return GPT(self.network_config)
+            network = GPT(self.network_config)
+        if self.settings["model"].get("fused_mlp"):
+            network.fuse_mlps()
+        return network
 
     def optimizer_config(self) -> OptimizerConfig:
         """Settings of the optimizers."""

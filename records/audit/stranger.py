@@ -60,7 +60,9 @@ def build_network(script, settled):  # type: ignore[no-untyped-def]
         gpt = importlib.import_module("components.gpt")
         settings = importlib.import_module("yaml").safe_load(script.CONFIG)["model"]
         settings = {name: settled.get(name) if value is None else value for name, value in settings.items()}
-        settings = {name: value for name, value in settings.items() if name not in ("compile", "optimizer")}
+        settings = {
+            name: value for name, value in settings.items() if name not in ("compile", "fused_mlp", "optimizer")
+        }
         settings = {name: value for name, value in settings.items() if value is not None}
         return gpt.GPT(gpt.GPTConfig(**settings)), settings
     if not hasattr(script, "GPT") or not hasattr(script, "Hyperparameters"):

@@ -205,7 +205,7 @@ def test_the_whole_on_a_cpu(data_folder: Path, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     parts = json.loads(out.read_text())["parts"]
     assert {part["part"]: part["status"] for part in parts} == {
-        name: "skipped" if name == "synchronization" else "passed" for name in PARTS
+        name: "skipped" if name in ("synchronization", "fused MLP") else "passed" for name in PARTS
     }
     assert all(part["findings"] or "CUDA" in part["reason"] for part in parts)
 

@@ -40,6 +40,13 @@ def test_a_validation_step_makes_the_pass_that_is_its_batch(settings: dict[str, 
     scoring_pass.run.assert_called_once_with(module.network, shows)
 
 
+def test_a_fused_mlp_is_refused_on_a_cpu() -> None:
+    module = small_module(fused_mlp=True, model_dim=128, mlp_mult=2.0)
+    module.trainer = trainer_of(datamodule=Mock(longest_sequence=16))
+    with pytest.raises(UserError, match=r"model\.fused_mlp needs a CUDA GPU"):
+        module.setup("fit")
+
+
 def test_a_validation_scores_every_target_of_the_text_once() -> None:
     module = small_module().eval()
     module.trainer = trainer_of()

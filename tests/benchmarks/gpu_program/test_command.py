@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -18,7 +17,7 @@ from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
 from docs.step import draw_steps, runs_table
-from tests.support import ROOT, run
+from tests.support import CUDA_PYTHON, ROOT, run
 
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
 SMALL = """
@@ -28,7 +27,6 @@ data: {train_batch_tokens: 1024, train_micro_batches: 1, train_seq_len: 256}
 scoring: {seq_len: 256, windows_per_batch: 4}
 """
 
-CUDA_PYTHON = Path(os.environ.get("GPU_PROGRAM_PYTHON", ROOT / ".venv-gpu" / "bin" / "python"))
 needs_cuda_build = pytest.mark.skipif(
     not CUDA_PYTHON.exists(),
     reason="no CUDA build of torch: make gpu-program installs one, or GPU_PROGRAM_PYTHON names its Python",
@@ -160,3 +158,26 @@ def test_the_whole(tmp_path: Path) -> None:
     assert passes["qat"]["forward"]["launches_with_float64"] > forward["launches_with_float64"] == 0
     assert str(tmp_path) not in out.read_text()
     assert str(ROOT) not in out.read_text()
+
+
+@needs_cuda_build
+@pytest.mark.slow
+def test_a_fused_mlp_is_products_and_no_kernel_of_the_compiler_s(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL.replace("model: {", "model: {fused_mlp: true, "))
+    out = tmp_path / "result.json"
+    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(tmp_path / "small.yaml")]
+    ended = subprocess.run(
+        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *files, "--passes", "train,score", "--sass", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    passes = json.loads(out.read_text())["passes"]
+    # A layer's joint product, its projection and its MLP's two; the head. Each has two factors to go back to.
+    assert {part: p["products"] for part, p in passes["train"].items()} == {"forward": 5, "backward": 10}
+    assert passes["score"]["forward"]["products"] == 6  # the last layer's queries are apart
+    kernels = [kernel["name"] for parts in passes.values() for p in parts.values() for kernel in p["by_kernel"]]
+    assert all(name.startswith("triton_") and "relu" not in name for name in kernels)

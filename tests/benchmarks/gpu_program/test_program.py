@@ -60,6 +60,19 @@ def test_products(call: dict[str, object], shape: tuple[int, int, int], operatio
     assert not program.others
 
 
+def test_a_kernel_of_the_project_s_own_is_a_product_and_not_one_of_the_compiler_s() -> None:
+    start = SAMPLE.index("async_compile.wait(")
+    own = (
+        "squared_relu_mm_0 = async_compile.triton('squared_relu_mm', '''\ncustom_kernel=True\n''', device_str='cuda')\n"
+    )
+    launched = SAMPLE[:start] + "\n" + own + SAMPLE[start:] + "        squared_relu_mm_0.run(a, b)\n"
+    call = extern("squared_relu_mm", [6, 3], [6, 3], [6, 4], [4, 3], num_bytes=100)  # the result and what it kept first
+    program = read_program(launched, [call])
+    assert program.kernels == read_kernels(SAMPLE)
+    assert program.products == (Product((6, 4, 3), 1, 2 * 6 * 4 * 3, 100),)
+    assert not program.others
+
+
 def attended(queries: int, keys: int) -> int:
     """Operations of attention over the full square, by torch's own count."""
     q, k = torch.empty(2, 8, queries, 16, device="meta"), torch.empty(2, 8, keys, 16, device="meta")

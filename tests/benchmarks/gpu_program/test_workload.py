@@ -56,6 +56,16 @@ def test_overlays_override() -> None:
     assert one.network_config == workload("record_10l").network_config
 
 
+def test_an_overlay_fuses_the_mlps_of_a_network_whose_activation_does_not_leak() -> None:
+    mlps = [
+        [block.mlp.fused for block in workload(*names).network().blocks]
+        for names in (("record_10l",), ("record_10l", "fused_mlp"))
+    ]
+    assert mlps == [[False] * 10, [True] * 10]
+    with pytest.raises(UserError, match=r"model\.mlp_leak is 0\.5"):
+        workload("record_sp4096", "fused_mlp").network()
+
+
 @pytest.mark.parametrize("name", ["record_10l", "record_sp4096", "record_sp8192_loop"])
 def test_windows_of_the_final_score(name: str) -> None:
     run = workload(name)
