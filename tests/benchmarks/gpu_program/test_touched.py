@@ -90,6 +90,16 @@ def test_masked_reads_count_where_the_mask_holds() -> None:
     assert bytes_touched(kernel(24, body, in_ptr0=f32(4, 2), in_ptr1=f32(4, 5))) == 4 * 2 * 4 + 4 * 4 * 4
 
 
+@pytest.mark.parametrize(("mask", "columns"), [("tmp0 & tmp1", 2), ("tmp1 & tmp0", 2), ("tmp0 | tmp1", 6), ("tmp0", 6)])
+def test_data_in_a_mask_counts_as_true(mask: str, columns: int) -> None:
+    body = f"""
+        tmp0 = tl.load(in_ptr0 + (x1), xmask) > 0
+        tmp1 = x0 < 2
+        tmp2 = tl.load(in_ptr1 + (x2), {mask}, other=0.0)
+    """
+    assert bytes_touched(kernel(24, body, in_ptr0=i64(4), in_ptr1=f32(4, 6))) == 4 * 8 + 4 * columns * 4
+
+
 def test_a_shifted_read_overlaps_the_plain_one() -> None:
     body = """
         tmp0 = tl.load(in_ptr0 + (x2), xmask)
