@@ -41,7 +41,7 @@ def run_alone(folder: Path, *command: str) -> str:
 def test_the_record_script_is_within_its_size_and_shows_the_network() -> None:
     packed = record_script(15_800_000)
     # A tenth of it lets runs survive; what only shows them to people is left out.
-    assert compressed_bytes(RECORD_CONFIG) <= 60_000
+    assert compressed_bytes(RECORD_CONFIG) <= 62_000
     assert packed.num_bytes <= 180_000
     assert packed.readable[0] == "lightning_modules/gpt.py"
     for file in ("components/gpt.py", "components/quantization.py", "components/storage.py"):
@@ -112,7 +112,7 @@ def test_a_rung_s_script_holds_the_classes_of_its_techniques(rung: str) -> None:
     ):
         assert (file in sources and f"class {name}" in sources[file]) == (name in config), name
     compile(packed.text, "train_gpt.py", "exec")
-    assert compressed_bytes(config) == packed.num_bytes <= 64_000
+    assert compressed_bytes(config) == packed.num_bytes <= 66_000
 
 
 @pytest.mark.slow
