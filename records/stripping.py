@@ -66,8 +66,8 @@ class _Simpler(ast.NodeTransformer):
         source: The module's source.
 
     Attributes:
-        formatted: The formatted strings as the source has them, each on one line if it can be; the first one's name is
-            ``_F0_``.
+        formatted: The formatted strings as the source has them, each on one line if it can be. A name holds its
+            number in this list.
     """
 
     def __init__(self, source: str) -> None:
