@@ -74,5 +74,5 @@ tensorboard: $(READY) ## watch the runs in a browser
 	@$(BIN)/tensorboard --logdir runs
 
 clean: ## remove the virtual environment, caches and the demo's data and runs
-	rm -rf $(VENV) .venv-gpu .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo runs/demo_record
+	rm -rf $(VENV) .venv-gpu .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo runs/demo_curve runs/demo_record
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -78,7 +78,7 @@ class GolfCLI(HelpfulCLI):
             write_report([folder])
         except OSError as error:
             rank_zero_warn(
-                f"The run has no report ({describe_os_error(error)}); make room and run python -m records.report "
+                f"The run has no report ({describe_os_error(error)}); mend that and run python -m records.report "
                 f"{folder}."
             )
 

@@ -72,7 +72,7 @@ class BareCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The trainer methods that are commands, each with its arguments that are not options.
 
-        ``weights_only`` is none, so that no configuration can ask for a checkpoint's code to be run. ``verbose`` would
+        ``weights_only`` is not an option, so that no configuration can have a checkpoint's code run. ``verbose`` would
         print a table of what the trainer itself logs, which is nothing.
         """
         commands = LightningCLI.subcommands()

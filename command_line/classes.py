@@ -16,7 +16,7 @@ def import_named_classes(words: Sequence[str]) -> None:
     """Import the project's modules whose classes a command line or its configuration files name.
 
     The parser resolves the short names of imported classes only. Help and completion list only those, so for them
-    every class that a setting may choose is imported.
+    every class of ``components`` is imported.
 
     Args:
         words: The command line.

@@ -1,4 +1,7 @@
-"""How a command runs, and how it ends: an error that the user can fix is one sentence and exit code 1."""
+"""How a command runs, and how it ends: an error that the user can fix is one sentence and exit code 1.
+
+A command line that cannot be parsed ends with exit code 2.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """``python -m components.generate FILE --prompt TEXT``: text that an exported model writes."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,9 +51,8 @@ def find_tokenizer(artifact: Path) -> Path:
     beside = list(artifact.parent.glob("*.model"))
     if len(beside) == 1:
         return beside[0]
-    config = artifact.with_name(CONFIG_NAME)
-    if config.is_file():
-        return Path(yaml.safe_load(config.read_text())["data"]["tokenizer_path"])
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):  # absent, or no run's
+        return Path(yaml.safe_load(artifact.with_name(CONFIG_NAME).read_text())["data"]["tokenizer_path"])
     raise UserError(
         f"There is no tokenizer beside {artifact}, and no {CONFIG_NAME} that names one; give it with --tokenizer."
     )

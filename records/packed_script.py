@@ -3,7 +3,7 @@
     torchrun --standalone --nproc_per_node=8 train_gpt.py  # the run, with the settings in CONFIG
     torchrun --standalone --nproc_per_node=8 train_gpt.py --seed_everything 42 --data.path FOLDER
     python train_gpt.py validate --artifact FILE --data.path FOLDER --data.tokenizer_path FILE
-    python train_gpt.py fit --help  # every setting
+    python train_gpt.py fit --help  # every setting, explained where its module is in READABLE
     python train_gpt.py unpack FOLDER  # the sources as files, to read
 
 This file contains a project's modules: some as clear text in READABLE, the others in PACKED, compressed, without

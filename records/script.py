@@ -1,12 +1,12 @@
 """The self-contained ``train_gpt.py``, made from the project's own sources and one run's configuration.
 
 It contains the modules that `command_line.run` imports, those that the configuration names by class path, and all that
-these import. What only shows a run to people is in ``cli.py``, and left out, as are imports inside functions, which are
-not needed to train and score. The modules that say most about the model go in unchanged, as many as the limit allows,
-or else in clear text without comments. The others lose their comments, docstrings, unused definitions and most
-annotations, and are compressed. The cost is that most of the project's plumbing cannot be read in the file:
-``train_gpt.py unpack FOLDER`` writes it out without comments, and the project itself has them. The same sources and
-settings give the same bytes.
+these import. What only shows a run to people, and the early checks of settings, are imported by ``cli.py`` alone, and
+left out, as are imports inside functions, which are not needed to train and score. The modules that say most about the
+model go in unchanged, as many as the limit allows, or else in clear text without comments. The others lose their
+comments, docstrings, unused definitions and most annotations, and are compressed. The cost is that most of the
+project's plumbing cannot be read in the file: ``train_gpt.py unpack FOLDER`` writes it out without comments, and the
+project itself has them. The same sources and settings give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command: ``python -m benchmarks.gpu_program [--config FILE ...] [--passes train,qat,val,score]``."""
+"""The command: ``python -m benchmarks.gpu_program [--config FILE ...] [--passes train,loop,qat,val,score,ttt]``."""
 
 from __future__ import annotations
 

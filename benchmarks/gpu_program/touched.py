@@ -1,8 +1,8 @@
 """How many bytes a Triton kernel reads and writes, from the addresses in its source.
 
 Inductor's own estimate counts some buffers as a whole of which a kernel touches a slice. Here an element counts once
-however often a kernel reads it, and once more if it is written, as if caches kept all that one launch reads again. What
-it has just written it also reads from them.
+however often a kernel reads it, and once more if it is written, as if caches kept all that one launch reads again.
+Reading back what the launch itself has just written costs nothing.
 """
 
 from __future__ import annotations

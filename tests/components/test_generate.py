@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.errors import UserError
 from components.generate import decoded, find_tokenizer, main
 from components.tokenizer import load_tokenizer
 from tests.support import FinishedRun, run
@@ -70,3 +71,10 @@ def test_text_is_shown_as_soon_as_its_characters_are_whole(finished_run: Finishe
     assert "".join(pieces) == text
     assert len(pieces) == len(ids) - 2 + 1
     assert find_tokenizer(finished_run.logs / "model.golf") == finished_run.data / "tokenizer.model"
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "data: {}", "data: {tokenizer_path: null}", "a: b: c", "\udcff"])
+def test_a_foreign_configuration_names_no_tokenizer(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match="There is no tokenizer beside"):
+        find_tokenizer(tmp_path / "model.golf")

@@ -116,7 +116,7 @@ def test_a_full_disk_is_a_warning(finished_run: FinishedRun, monkeypatch: pytest
 
     monkeypatch.setattr("records.report.write_report", write)
     with pytest.warns(
-        UserWarning, match=r"has no report \(No space left on device: .*report.html\); make room and run"
+        UserWarning, match=r"has no report \(No space left on device: .*report.html\); mend that and run"
     ):
         finished_run.cli.after_fit()
 
