@@ -185,7 +185,7 @@ def _settings_of(run: Path) -> dict[str, Any] | None:
 def _config_of(run: Path) -> dict[str, Any] | None:
     try:
         config = yaml.safe_load((run / CONFIG_NAME).read_text())
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None  # killed before it was whole
     return config if isinstance(config, dict) else None
 

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped] # stubs would be one more thing to i
 from jsonargparse import lazy_instance
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -152,6 +152,16 @@ class BareCLI(LightningCLI):
             default=False,
             help="Score a checkpoint's last weights, not their average over the run.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse options that contradict each other."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
+        if config.get("last_weights", False) and given != ["ckpt_path"]:
+            raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}

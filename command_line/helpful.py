@@ -13,7 +13,6 @@ from command_line import checks
 from command_line.bare import BareCLI
 from command_line.classes import import_named_classes
 from command_line.parser import Parser
-from components.errors import UserError
 
 
 class HelpfulCLI(BareCLI):
@@ -27,17 +26,12 @@ class HelpfulCLI(BareCLI):
         super().__init__(parser_class=Parser, **settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, knowing the project's classes by their short names, and refuse options that contradict each other."""
+        """Parse, knowing the project's classes by their short names, and refuse a checkpoint that cannot be used."""
         self.command = args if isinstance(args, list) else sys.argv[1:]
         import_named_classes(self.command)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         checks.check_text(config)
-        given = [name for name in ("artifact", "weights", "ckpt_path") if config.get(name) is not None]
-        if len(given) > 1:
-            raise UserError(f"--{given[0]} and --{given[1]} both name weights to score; give one of them.")
-        if config.get("last_weights", False) and given != ["ckpt_path"]:
-            raise UserError("--last_weights true applies to a checkpoint; give one with --ckpt_path.")
         if not (self.config.subcommand == "fit" and config.ckpt_path == "last"):  # still to be found
             self._check_checkpoint()
 

@@ -28,6 +28,10 @@ MODEL_MULTIPLE, HIDDEN_MULTIPLE = 64, COLUMNS
 """Widths must be multiples of these, so that the kernel need not guard its columns."""
 
 
+_jit: Any = triton.jit if triton else lambda kernel: kernel
+
+
+@_jit
 def squared_relu_mm(  # type: ignore[no-untyped-def] # the compiler copies it to where Any is unknown
     out,
     kept,
@@ -86,9 +90,6 @@ def has_triton() -> bool:
     return triton is not None
 
 
-_kernel: Any = triton.jit(squared_relu_mm) if triton else None
-
-
 def _product(left: Tensor, right: Tensor, kept: Tensor | None) -> Tensor:
     """Launch the kernel; its left factor and a, if any, are contiguous."""
     num_rows, num_summed = left.shape
@@ -96,7 +97,7 @@ def _product(left: Tensor, right: Tensor, kept: Tensor | None) -> Tensor:
     out = left.new_empty(num_rows, num_columns)
     summed = SUMMED_BYTES // left.element_size()
     assert num_summed % summed == num_columns % COLUMNS == 0, "the caller has checked the widths"
-    _kernel[(-(-num_rows // ROWS) * (num_columns // COLUMNS),)](
+    squared_relu_mm[(-(-num_rows // ROWS) * (num_columns // COLUMNS),)](
         out,
         kept,
         left,

@@ -51,7 +51,7 @@ def find_tokenizer(artifact: Path) -> Path:
     beside = list(artifact.parent.glob("*.model"))
     if len(beside) == 1:
         return beside[0]
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):  # absent, or no run's
+    with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):  # or no run's
         return Path(yaml.safe_load(artifact.with_name(CONFIG_NAME).read_text())["data"]["tokenizer_path"])
     raise UserError(
         f"There is no tokenizer beside {artifact}, and no {CONFIG_NAME} that names one; give it with --tokenizer."

@@ -7,7 +7,6 @@ them, and shows where its milliseconds go. The table is printed as Markdown.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from benchmarks.gpu_program.report import read_result
 from components.command import run_command
 from components.errors import UserError
 from components.files import write_whole
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     """Draw the results given on the command line, and print their table.
 
     Raises:
-        UserError: One has no training step.
+        UserError: One is no result, or has no training step.
     """
     parser = argparse.ArgumentParser(prog="python -m docs.step", description="Draw predicted training steps.")
     parser.add_argument("results", type=Path, nargs="+", help="files that benchmarks.gpu_program wrote")
@@ -124,8 +124,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(file.read_text())
-    if not result.get("predicted_ms"):
+    result = read_result(file)
+    if not PHASES.keys() & result["predicted_ms"].keys():
         raise UserError(f"{file} holds no training step; make it with benchmarks.gpu_program and a training pass.")
     return result
 

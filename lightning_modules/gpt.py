@@ -48,7 +48,9 @@ class GPTModule(LightningModule):
         super().__init__()
         assert vocab_size is not None, "the caller must take it from the tokenizer"
         assert bos_id is not None, "the caller must take it from the tokenizer"
-        self.save_hyperparameters(logger=False)  # the whole configuration is logged
+        # The whole configuration is logged. How a network is run is not the checkpoint's: Lightning would let the
+        # checkpoint's settings win over those of a command that scores it elsewhere.
+        self.save_hyperparameters(ignore=["compile", "fused_mlp"], logger=False)
         self.network = GPT(GPTConfig(vocab_size=vocab_size, bos_id=bos_id, **network))
         self.optimizer_config = optimizer
         self.compiled = compile
@@ -66,7 +68,7 @@ class GPTModule(LightningModule):
         Raises:
             UserError: The MLPs cannot be fused, on this machine or in this network.
         """
-        if self.fused_mlp:
+        if self.fused_mlp and stage == TrainerFn.FITTING:
             if self.trainer.strategy.root_device.type != "cuda" or not has_triton():
                 raise UserError(
                     "model.fused_mlp needs a CUDA GPU and a build of torch with Triton, and this run has not both; set "

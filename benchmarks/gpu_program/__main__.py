@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.gpu_program.report import (
     comparison,
     kernels_table,
     programs_table,
+    read_result,
     step_table,
     summarize,
 )
@@ -115,26 +115,6 @@ def show(result: dict[str, Any]) -> None:
         print(f"predicted for the run: {run['steps']:,.0f} steps within the budget")
     if "scoring_seconds" in run:
         print(f"predicted for the final score: {run['scoring_seconds']:.0f} s on all GPUs")
-
-
-def read_result(file: Path) -> dict[str, Any]:
-    """An earlier result.
-
-    Raises:
-        UserError: It is none, or counts otherwise than this version.
-    """
-    try:
-        result = json.loads(file.read_text())
-        if "predicted_ms" not in result:
-            raise ValueError
-    except ValueError as error:
-        raise UserError(f"--against {file} is no result of this command; give a gpu_program-*.json.") from error
-    if result.get("version") != VERSION:
-        raise UserError(
-            f"--against {file} is from another version of this command, which counted bytes in another way; make it "
-            "again, or compare with another."
-        )
-    return dict(result)
 
 
 def main(arguments: Sequence[str]) -> None:

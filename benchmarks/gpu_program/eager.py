@@ -177,7 +177,7 @@ def count_update_on_scored(network: GPT, mode: Any, training: TrainingOnScored) 
 
         def update() -> None:
             torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)  # test_time_training.MAX_GRADIENT_NORM
             optimizer.step()
 
         return _counted_steadily(network, update)

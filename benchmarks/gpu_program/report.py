@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import table
 from benchmarks.gpu_program.chips import Backend, Chip
 from benchmarks.gpu_program.program import Program
 from benchmarks.gpu_program.roofline import kernel_seconds, product_seconds, program_times
+from components.errors import UserError
 
 VERSION = 2
 """Of a result: what its figures count. Version 1 counted a slice of a buffer as the whole of it."""
@@ -71,6 +73,26 @@ def summarize(program: Program, chip: Chip, backend: Backend) -> dict[str, Any]:
             for product in sorted(program.products, key=lambda p: -p.calls * p.operations)
         ],
     }
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """A result that was written before.
+
+    Raises:
+        UserError: It is none, or counts otherwise than this version.
+    """
+    try:
+        result = json.loads(file.read_text())
+        if "predicted_ms" not in result:
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"{file} is no result of benchmarks.gpu_program; give a gpu_program-*.json.") from error
+    if result.get("version") != VERSION:
+        raise UserError(
+            f"{file} is from another version of benchmarks.gpu_program, which counted bytes in another way; make it "
+            "again, or give another."
+        )
+    return dict(result)
 
 
 def as_json(result: Mapping[str, Any]) -> str:

@@ -60,10 +60,8 @@ def build_network(script, settled):  # type: ignore[no-untyped-def]
         gpt = importlib.import_module("components.gpt")
         settings = importlib.import_module("yaml").safe_load(script.CONFIG)["model"]
         settings = {name: settled.get(name) if value is None else value for name, value in settings.items()}
-        settings = {
-            name: value for name, value in settings.items() if name not in ("compile", "fused_mlp", "optimizer")
-        }
-        settings = {name: value for name, value in settings.items() if value is not None}
+        fields = gpt.GPTConfig.__dataclass_fields__
+        settings = {name: value for name, value in settings.items() if name in fields and value is not None}
         return gpt.GPT(gpt.GPTConfig(**settings)), settings
     if not hasattr(script, "GPT") or not hasattr(script, "Hyperparameters"):
         raise LookupError("the script has no classes GPT and Hyperparameters")

@@ -11,7 +11,9 @@ import safetensors.torch
 import torch
 import yaml
 
-from cli import main
+from cli import GolfCLI, main
+from command_line.bare import BareCLI
+from command_line.run import run_cli
 from components.gpt import GPT
 from components.weights_file import read_weights
 from tests.support import TINY, FinishedRun, fit_arguments, summary_of, validate_arguments
@@ -32,13 +34,13 @@ def validated(finished_run: FinishedRun, tmp_path: Path) -> Callable[..., float]
     return validated
 
 
-@pytest.fixture
-def refusal(finished_run: FinishedRun, tmp_path: Path) -> Callable[..., str]:
-    """The one sentence of a ``validate`` that must fail."""
+@pytest.fixture(params=[BareCLI, GolfCLI])
+def refusal(finished_run: FinishedRun, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """The one sentence of a ``validate`` that must fail, in a record's script and in the project."""
 
     def refusal(**settings: Any) -> str:
         with pytest.raises(SystemExit) as exit:
-            main(validate_arguments(finished_run.data, tmp_path / "refused", **settings))
+            run_cli(request.param, validate_arguments(finished_run.data, tmp_path / "refused", **settings), len)
         assert str(exit.value.code).startswith("error: ")
         return str(exit.value.code)
 

@@ -73,7 +73,9 @@ def test_text_is_shown_as_soon_as_its_characters_are_whole(finished_run: Finishe
     assert find_tokenizer(finished_run.logs / "model.golf") == finished_run.data / "tokenizer.model"
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "data: {}", "data: {tokenizer_path: null}", "a: b: c", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "data: {}", "data: {tokenizer_path: null}", "a: b: c", "a: 2001-99-99", "\udcff"]
+)
 def test_a_foreign_configuration_names_no_tokenizer(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="There is no tokenizer beside"):

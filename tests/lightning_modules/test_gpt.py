@@ -45,6 +45,12 @@ def test_a_fused_mlp_is_refused_on_a_cpu() -> None:
     module.trainer = trainer_of(datamodule=Mock(longest_sequence=16))
     with pytest.raises(UserError, match=r"model\.fused_mlp needs a CUDA GPU"):
         module.setup("fit")
+    module.setup("validate")  # a score does not depend on the kernel
+
+
+def test_a_checkpoint_says_what_a_network_is_and_not_how_it_is_run() -> None:
+    assert not {"compile", "fused_mlp"} & small_module().hparams.keys()
+    assert "model_dim" in small_module(model_dim=128).hparams
 
 
 def test_a_validation_scores_every_target_of_the_text_once() -> None:

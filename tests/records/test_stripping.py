@@ -143,3 +143,8 @@ def test_unused_imports_are_removed_but_not_what_whole_modules_import() -> None:
         "b.py": "import io as stream\ndef one(): ...\ndef two(n): return stream\n",
         "c.py": "def three(): ...\n",
     }
+
+
+def test_a_kernel_keeps_the_annotations_that_its_compiler_reads() -> None:
+    stripped = strip((ROOT / "components" / "fused_mlp.py").read_text())
+    assert stripped.count(": tl.constexpr") == 5

@@ -17,6 +17,7 @@ from benchmarks.gpu_program.workload import Workload
 from components.errors import UserError
 from docs.step import PARTS as DRAWN
 from docs.step import draw_steps, runs_table
+from docs.step import main as draw
 from tests.support import CUDA_PYTHON, ROOT, run
 
 SAMPLE = (Path(__file__).parent / "sample.txt").read_text()
@@ -50,8 +51,8 @@ def test_a_cpu_build_is_told_what_to_run() -> None:
     [
         (["--passes", "train,test"], "'test'; give some of train,loop,qat,val,score,ttt"),
         (["--passes", "train,ttt"], "record_10l does not train on what it scores; leave ttt out of --passes"),
-        (["--against", "run.json"], "run.json is no result of this command"),
-        (["--against", "old.json"], "old.json is from another version of this command"),
+        (["--against", "run.json"], "run.json is no result of benchmarks.gpu_program"),
+        (["--against", "old.json"], "old.json is from another version of benchmarks.gpu_program"),
     ],
 )
 def test_errors_come_before_compilation(
@@ -123,6 +124,21 @@ def test_the_table_of_runs_has_what_is_known() -> None:
     whole["predicted_windows_per_second"] = {"score": 2345.6}
     whole["predicted_run"] = {"scoring_seconds": 59.9}
     assert runs_table([whole]).splitlines()[-1] == "| `record_10l` | 50.0, 70.0 |  | 2,346 | 60 |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"predicted_ms": {"ttt": {"step": 9.0}}}, "holds no training step"),
+        ({"version": 1}, "is from another version of benchmarks.gpu_program"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({**result(), **changes}))
+    with pytest.raises(UserError, match=message):
+        draw([str(file), "--out", str(tmp_path)])
+    assert not (tmp_path / "step.svg").exists()
 
 
 @needs_cuda_build
