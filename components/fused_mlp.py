@@ -31,7 +31,7 @@ MODEL_MULTIPLE, HIDDEN_MULTIPLE = 64, COLUMNS
 _jit: Any = triton.jit if triton else lambda kernel: kernel
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator] # Triton has no types
 def squared_relu_mm(  # type: ignore[no-untyped-def] # the compiler copies it to where Any is unknown
     out,
     kept,
