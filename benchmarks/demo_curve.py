@@ -50,7 +50,7 @@ def crossing(scores: Mapping[float, float], rival: float) -> float | None:
 
 def draw(scores: Mapping[float, float], rivals: Mapping[str, float]) -> bytes:
     """The curve and its rivals, as SVG."""
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.add_subplot()
     times = sorted(scores)
     axes.set_xscale("log")
