@@ -69,11 +69,8 @@ def measure(args: argparse.Namespace, workload: Workload, capture: dict[str, Any
     for name, parts in programs.items():
         shapes = workload.describe(name)
         if shapes.is_training:
-            is_run = name != "ttt"
-            num_batches, update = (
-                (workload.micro_batches if is_run else 1),
-                capture["updates"]["train" if is_run else name],
-            )
+            updates = capture["updates"]
+            num_batches, update = (1, updates["ttt"]) if name == "ttt" else (workload.micro_batches, updates["train"])
             steps[name] = predict_step(parts, num_batches, update, workload, chip, backend)
         else:
             windows[name] = predict_windows(parts, shapes.num_sequences, chip, backend)

@@ -141,15 +141,13 @@ def test_what_cannot_be_drawn_is_refused(changes: dict[str, Any], message: str, 
     assert not (tmp_path / "step.svg").exists()
 
 
-@needs_cuda_build
-@pytest.mark.slow
-def test_the_whole(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL)
-    out = tmp_path / "result.json"
-    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(tmp_path / "small.yaml")]
-    arguments = [*files, "--passes", "train,qat,score", "--sass", "--out", str(out)]
+def written(folder: Path, overlay: str, passes: str) -> str:
+    """What the command writes for the record with an overlay."""
+    (folder / "small.yaml").write_text(overlay)
+    out = folder / "result.json"
+    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(folder / "small.yaml")]
     ended = subprocess.run(
-        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *arguments],
+        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *files, "--passes", passes, "--sass", "--out", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -157,7 +155,14 @@ def test_the_whole(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    passes = json.loads(out.read_text())["passes"]
+    return out.read_text()
+
+
+@needs_cuda_build
+@pytest.mark.slow
+def test_the_whole(tmp_path: Path) -> None:
+    text = written(tmp_path, SMALL, "train,qat,score")
+    passes = json.loads(text)["passes"]
     assert {name: set(parts) for name, parts in passes.items()} == {
         "train": {"forward", "backward"},
         "qat": {"forward", "backward"},
@@ -172,26 +177,15 @@ def test_the_whole(tmp_path: Path) -> None:
     forward, backward = passes["train"].values()
     assert backward["products"] == 2 * forward["products"]  # each product has two factors
     assert passes["qat"]["forward"]["launches_with_float64"] > forward["launches_with_float64"] == 0
-    assert str(tmp_path) not in out.read_text()
-    assert str(ROOT) not in out.read_text()
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
 
 
 @needs_cuda_build
 @pytest.mark.slow
 def test_a_fused_mlp_is_products_and_no_kernel_of_the_compiler_s(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL.replace("model: {", "model: {fused_mlp: true, "))
-    out = tmp_path / "result.json"
-    files = ["--config", str(ROOT / "configs" / "record_10l.yaml"), str(tmp_path / "small.yaml")]
-    ended = subprocess.run(
-        [CUDA_PYTHON, "-m", "benchmarks.gpu_program", *files, "--passes", "train,score", "--sass", "--out", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    passes = json.loads(out.read_text())["passes"]
+    fused = SMALL.replace("model: {", "model: {fused_mlp: true, ")
+    passes = json.loads(written(tmp_path, fused, "train,score"))["passes"]
     # A layer's joint product, its projection and its MLP's two; the head. Each has two factors to go back to.
     assert {part: p["products"] for part, p in passes["train"].items()} == {"forward": 5, "backward": 10}
     assert passes["score"]["forward"]["products"] == 6  # the last layer's queries are apart
